@@ -1,0 +1,12 @@
+# gemmule_isa_object(NAME FLAGS...): the kernels of one instruction-set level as one object with its own flags and
+# without link-time optimisation. It exports one function; tools/check_isa_objects.py holds it to that.
+set(GEMMULE_ISA_OBJECTS)
+set(GEMMULE_ISA_DEFINITIONS)
+function(gemmule_isa_object name)
+  add_library(gemmule_isa_${name} OBJECT csrc/backend/cpu/isa/${name}.cpp)
+  target_link_libraries(gemmule_isa_${name} PRIVATE gemmule_options)
+  target_compile_options(gemmule_isa_${name} PRIVATE -O2 -fno-lto ${ARGN})
+  string(TOUPPER ${name} upper)
+  set(GEMMULE_ISA_OBJECTS ${GEMMULE_ISA_OBJECTS} $<TARGET_OBJECTS:gemmule_isa_${name}> PARENT_SCOPE)
+  set(GEMMULE_ISA_DEFINITIONS ${GEMMULE_ISA_DEFINITIONS} GEMMULE_HAVE_${upper} PARENT_SCOPE)
+endfunction()

@@ -1,0 +1,31 @@
+// A file mapped read-only into memory.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace gemmule {
+
+class MappedFile {
+ public:
+  // Throws ModelNotFoundError when the path is not a readable regular file, FormatError when it is empty.
+  explicit MappedFile(const std::string& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  const uint8_t* data() const { return data_; }
+  int64_t size() const { return size_; }
+
+  // Throws FormatError when the file on disk has become shorter than the mapping: reading on would raise SIGBUS.
+  void check_not_truncated() const;
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+  const uint8_t* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+}  // namespace gemmule

@@ -1,0 +1,52 @@
+// A fixed set of worker threads owned by a backend. `run` hands jobs out one at a time from an atomic counter, so a
+// worker that the system preempts delays the others by at most the job it holds. Workers spin briefly between
+// calls, then yield, then park.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace gemmule {
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int n_threads);  // the calling thread is worker 0, so n_threads - 1 are started
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int n_threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls fn(job, thread) for every job in [0, n_jobs) and returns when all are done. fn must not throw.
+  // Not reentrant; one caller at a time.
+  template <class Fn>
+  void run(int64_t n_jobs, Fn&& fn) {
+    using F = std::remove_reference_t<Fn>;
+    run_jobs(
+        n_jobs, [](void* f, int64_t job, int thread) { (*static_cast<F*>(f))(job, thread); },
+        const_cast<void*>(static_cast<const void*>(&fn)));
+  }
+
+ private:
+  using JobFn = void (*)(void* context, int64_t job, int thread);
+  void run_jobs(int64_t n_jobs, JobFn fn, void* context);
+  bool take_one_job(int thread);
+  void worker_loop(int thread);
+
+  struct alignas(64) Line {
+    std::atomic<uint64_t> value{0};
+  };
+  Line jobs_left_;  // jobs of the current run that nobody has taken yet
+  Line jobs_done_;  // jobs of the current run that are finished
+  Line epoch_;      // raised with every run; sleeping workers wait for it to change
+  JobFn fn_ = nullptr;
+  void* context_ = nullptr;
+  int64_t n_jobs_ = 0;
+  std::atomic<bool> stopping_{false};
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace gemmule
