@@ -1,0 +1,20 @@
+// Slow, correct codecs: one row of a block format to and from f32. The dequantizers agree with the `gguf`
+// package by bits; the encoders are the plain ones (no importance search).
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace gemmule {
+
+struct Codec {
+  DType dtype;
+  void (*dequantize_row)(const uint8_t* src, float* dst, int64_t n);  // n: a multiple of the block size
+  void (*quantize_row)(const float* src, uint8_t* dst, int64_t n);    // src must be finite
+  float error_budget;  // largest accepted rms(x - round trip) / rms(x) on Gaussian data; tests hold it
+};
+
+const Codec& codec(DType dtype);
+
+}  // namespace gemmule
