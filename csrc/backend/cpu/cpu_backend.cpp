@@ -1,0 +1,262 @@
+// Operations become runs of small jobs on the pool. A product is split over output rows only and attention over
+// query heads and tokens, never over a sum, so neither the number of threads nor the size of a job can change a bit.
+#include "backend/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "backend/cpu/cpu_features.h"
+#include "backend/cpu/kernel_select.h"
+#include "core/error.h"
+#include "quant/codec.h"
+
+namespace gemmule {
+namespace {
+
+// Below this many rows the rows of a norm are done by the caller: waking a worker costs more.
+constexpr int64_t kSerialRows = 4;
+// A job of a one-row product reads about this many bytes: long enough to stream, short enough that a preempted
+// worker holds little.
+constexpr int64_t kJobBytes = 128 * 1024;
+constexpr int64_t kJobRowsPrefill = 64;  // rows of a job when many tokens share them
+constexpr int64_t kRowsMultiple = 8;     // the kernels work on groups of 8 rows
+
+ActKind act_kind(DType dtype) {
+  switch (dtype) {
+    case DType::F32:
+    case DType::F16:
+    case DType::BF16:
+      return ActKind::F32;
+    default:
+      return dtype_info(dtype).block_size == 256 ? ActKind::Q8_256 : ActKind::Q8_32;
+  }
+}
+
+int64_t job_rows(const Tensor& w, int64_t n_tokens, int n_threads) {
+  int64_t rows = n_tokens < 4 ? kJobBytes / w.row_size() : kJobRowsPrefill;
+  rows = std::min(rows, w.rows / (4 * n_threads));  // at least four jobs a thread, where the matrix has the rows
+  return std::max(kRowsMultiple, rows / kRowsMultiple * kRowsMultiple);
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> open_cpu(const std::string& isa, int n_threads) {
+  const KernelTable& kernels = select_kernels(detect_cpu_features(), isa);
+  return std::make_unique<CpuBackend>(kernels, n_threads > 0 ? n_threads : physical_cores());
+}
+
+Rows CpuBackend::alloc(int64_t n_rows, int64_t cols) {
+  buffers_.emplace_back(n_rows * cols * static_cast<int64_t>(sizeof(float)));
+  return {buffers_.back().as<float>(), n_rows, cols};
+}
+
+void CpuBackend::reserve(int64_t max_rows, int64_t max_cols, int64_t max_head_dim) {
+  max_rows_ = max_rows;
+  max_cols_ = (max_cols + 255) / 256 * 256;
+  const size_t matmul = kernels_.matmul_scratch_bytes(max_rows, max_cols_);
+  const size_t attend = kernels_.attend_scratch_bytes(max_head_dim, attend_rows_);
+  scratch_bytes_ = static_cast<int64_t>((std::max(matmul, attend) + 4095) / 4096 * 4096);
+  scratch_ = Arena(scratch_bytes_ * pool_.n_threads());
+  const int64_t n = max_rows * max_cols_;
+  q32_ = Arena(n);
+  q256_ = Arena(n);
+  d32_ = Arena(n / 32 * static_cast<int64_t>(sizeof(float)));
+  d256_ = Arena(n / 256 * static_cast<int64_t>(sizeof(float)));
+  sums32_ = Arena(n / 32 * static_cast<int64_t>(sizeof(int16_t)));
+  sums256_ = Arena(n / 16 * static_cast<int64_t>(sizeof(int16_t)));
+}
+
+// fn(row) for every row, on the pool when there are enough of them.
+template <class Fn>
+void CpuBackend::each_row(int64_t n_rows, Fn&& fn) {
+  if (n_rows < kSerialRows) {
+    for (int64_t row = 0; row < n_rows; ++row) fn(row);
+    return;
+  }
+  constexpr int64_t kRowsPerJob = 4;
+  pool_.run((n_rows + kRowsPerJob - 1) / kRowsPerJob, [&](int64_t job, int) {
+    const int64_t end = std::min(n_rows, (job + 1) * kRowsPerJob);
+    for (int64_t row = job * kRowsPerJob; row < end; ++row) fn(row);
+  });
+}
+
+void CpuBackend::copy(Rows y, Rows x) {
+  std::memcpy(y.data, x.data, static_cast<size_t>(x.n * x.cols) * sizeof(float));
+}
+
+void CpuBackend::embed(Rows y, const Tensor& table, std::span<const int32_t> tokens, float scale) {
+  const Codec& row_codec = codec(table.dtype);
+  each_row(y.n, [&](int64_t i) {
+    float* row = y.data + i * y.cols;
+    row_codec.dequantize_row(table.row(tokens[static_cast<size_t>(i)]), row, y.cols);
+    kernels_.scale(row, scale, y.cols);
+  });
+}
+
+void CpuBackend::rms_norm(Rows y, Rows x, const Tensor& w, float eps) {
+  each_row(x.n, [&](int64_t i) { kernels_.rms_norm(y.data + i * x.cols, x.data + i * x.cols, w.f32(), x.cols, eps); });
+}
+
+void CpuBackend::add_rms_norm(Rows x, Rows y, const Tensor& w, float eps) {
+  each_row(x.n,
+           [&](int64_t i) { kernels_.add_rms_norm(x.data + i * x.cols, y.data + i * x.cols, w.f32(), x.cols, eps); });
+}
+
+const ActRows& CpuBackend::Inputs::of(DType dtype) const {
+  const ActKind kind = act_kind(dtype);
+  return kind == ActKind::F32 ? f32 : kind == ActKind::Q8_32 ? q8_32 : q8_256;
+}
+
+CpuBackend::Inputs CpuBackend::prepare(Rows x, bool need_q8_32, bool need_q8_256) {
+  const int64_t k = x.cols;
+  Inputs in{};
+  in.f32 = {x.n, k, x.data, nullptr, nullptr, nullptr};
+  in.q8_32 = {x.n, k, nullptr, q32_.as<int8_t>(), d32_.as<float>(), sums32_.as<int16_t>()};
+  in.q8_256 = {x.n, k, nullptr, q256_.as<int8_t>(), d256_.as<float>(), sums256_.as<int16_t>()};
+  if (need_q8_32 || need_q8_256) {
+    each_row(x.n, [&](int64_t i) {
+      const float* row = x.data + i * k;
+      if (need_q8_32)
+        kernels_.quantize_q8_32(row, k, q32_.as<int8_t>() + i * k, d32_.as<float>() + i * (k / 32),
+                                sums32_.as<int16_t>() + i * (k / 32));
+      if (need_q8_256)
+        kernels_.quantize_q8_256(row, k, q256_.as<int8_t>() + i * k, d256_.as<float>() + i * (k / 256),
+                                 sums256_.as<int16_t>() + i * (k / 16));
+    });
+  }
+  return in;
+}
+
+void CpuBackend::multiply(const Product& product, const Inputs& in, int64_t row_begin, int64_t row_end, int thread) {
+  const Tensor& w = product.w;
+  kernels_.matmul[static_cast<size_t>(w.dtype)](w.data, w.row_size(), row_begin, row_end, in.of(w.dtype),
+                                                product.y.data, product.y.cols, scratch(thread));
+}
+
+void CpuBackend::matmul(std::span<const Product> products, Rows x) {
+  constexpr size_t kMaxProducts = 4;
+  std::array<int64_t, kMaxProducts> first_job{}, rows{};
+  bool need_q8_32 = false, need_q8_256 = false;
+  int64_t n_jobs = 0;
+  for (size_t i = 0; i < products.size(); ++i) {
+    const Tensor& w = products[i].w;
+    need_q8_32 |= act_kind(w.dtype) == ActKind::Q8_32;
+    need_q8_256 |= act_kind(w.dtype) == ActKind::Q8_256;
+    first_job[i] = n_jobs;
+    rows[i] = job_rows(w, x.n, n_threads());
+    n_jobs += (w.rows + rows[i] - 1) / rows[i];
+  }
+  const Inputs in = prepare(x, need_q8_32, need_q8_256);
+  pool_.run(n_jobs, [&](int64_t job, int thread) {
+    size_t i = products.size() - 1;
+    while (job < first_job[i]) --i;
+    const int64_t begin = (job - first_job[i]) * rows[i];
+    multiply(products[i], in, begin, std::min(begin + rows[i], products[i].w.rows), thread);
+  });
+}
+
+void CpuBackend::gated_gelu(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, Rows x) {
+  const ActKind gate_kind = act_kind(gate.dtype), up_kind = act_kind(up.dtype);
+  const Inputs in = prepare(x, gate_kind == ActKind::Q8_32 || up_kind == ActKind::Q8_32,
+                            gate_kind == ActKind::Q8_256 || up_kind == ActKind::Q8_256);
+  const int64_t rows = job_rows(gate, x.n, n_threads());
+  pool_.run((gate.rows + rows - 1) / rows, [&](int64_t job, int thread) {
+    const int64_t begin = job * rows, end = std::min(begin + rows, gate.rows);
+    multiply({y, gate}, in, begin, end, thread);
+    multiply({tmp, up}, in, begin, end, thread);
+    for (int64_t t = 0; t < x.n; ++t) {
+      float* out = y.data + t * y.cols + begin;
+      kernels_.gelu_mul(out, out, tmp.data + t * tmp.cols + begin, end - begin);
+    }
+  });
+}
+
+void CpuBackend::head_norm_rope(Rows x, int64_t head_dim, const Tensor& w, float eps, Rows cos, Rows sin,
+                                float scale) {
+  const int64_t n_heads = x.cols / head_dim;
+  each_row(x.n, [&](int64_t i) {
+    for (int64_t h = 0; h < n_heads; ++h) {
+      float* head = x.data + i * x.cols + h * head_dim;
+      kernels_.rms_norm(head, head, w ? w.f32() : nullptr, head_dim, eps);
+      if (cos.cols > 0) kernels_.rope(head, cos.data + i * cos.cols, sin.data + i * sin.cols, cos.cols, head_dim);
+      if (scale != 1.0f) kernels_.scale(head, scale, head_dim);
+    }
+  });
+}
+
+void CpuBackend::kv_append(std::span<const KvRun> runs, Rows k, Rows v, std::span<const int64_t> pos) {
+  for (const KvRun& run : runs) {
+    const KvView& kv = run.kv;
+    const int64_t row_size = kv.head_dim * (kv.dtype == DType::F16 ? 2 : 4);
+    const auto store = [&](const float* row, uint8_t* cache, int64_t slot) {
+      for (int64_t h = 0; h < kv.n_kv_heads; ++h) {
+        uint8_t* to = cache + (h * kv.ring + slot) * row_size;
+        if (kv.dtype == DType::F16)
+          kernels_.f32_to_f16(row + h * kv.head_dim, reinterpret_cast<uint16_t*>(to), kv.head_dim);
+        else
+          std::memcpy(to, row + h * kv.head_dim, static_cast<size_t>(row_size));
+      }
+    };
+    each_row(run.n_rows, [&](int64_t i) {
+      const int64_t row = run.row + i;
+      const int64_t slot = pos[static_cast<size_t>(row)] % kv.ring;
+      store(k.data + row * k.cols, kv.k, slot);
+      store(v.data + row * v.cols, kv.v, slot);
+    });
+  }
+}
+
+void CpuBackend::attend(Rows y, Rows q, std::span<const KvRun> runs, std::span<const int64_t> lo,
+                        std::span<const int64_t> hi) {
+  for (const KvRun& run : runs) {
+    const KvView& kv = run.kv;
+    const int64_t n_heads = q.cols / kv.head_dim;
+    const int64_t group = n_heads / kv.n_kv_heads;  // query heads that share a key/value head
+    // Few rows: one job per query head, for the sake of all threads. Many: tiles of tokens that share a group.
+    const int64_t heads_per_job = run.n_rows * group <= 16 ? 1 : std::min(group, attend_rows_);
+    const int64_t tokens_per_job = std::max<int64_t>(1, attend_rows_ / heads_per_job);
+    const int64_t jobs_per_group = (group + heads_per_job - 1) / heads_per_job;
+    const int64_t head_jobs = kv.n_kv_heads * jobs_per_group;
+    const int64_t tiles = (run.n_rows + tokens_per_job - 1) / tokens_per_job;
+    const int64_t head_bytes = kv.ring * kv.head_dim * (kv.dtype == DType::F16 ? 2 : 4);
+    pool_.run(head_jobs * tiles, [&](int64_t job, int thread) {
+      const int64_t kv_head = job % head_jobs / jobs_per_group;
+      const int64_t first_head = kv_head * group + job % jobs_per_group * heads_per_job;
+      // The last tokens see the most keys: they go first, so that no long job is left for the end.
+      const int64_t tile = tiles - 1 - job / head_jobs;
+      const int64_t token = tile * tokens_per_job;
+      AttendArgs args{};
+      args.q = q.data + (run.row + token) * q.cols;
+      args.q_stride = q.cols;
+      args.out = y.data + (run.row + token) * y.cols;
+      args.out_stride = y.cols;
+      args.n_tokens = static_cast<int32_t>(std::min(tokens_per_job, run.n_rows - token));
+      args.head_begin = static_cast<int32_t>(first_head);
+      args.head_end = static_cast<int32_t>(std::min(first_head + heads_per_job, (kv_head + 1) * group));
+      args.head_dim = static_cast<int32_t>(kv.head_dim);
+      args.k = kv.k + kv_head * head_bytes;
+      args.v = kv.v + kv_head * head_bytes;
+      args.kv_f16 = kv.dtype == DType::F16;
+      args.ring = kv.ring;
+      args.lo = lo.data() + run.row + token;
+      args.hi = hi.data() + run.row + token;
+      args.scratch = scratch(thread);
+      kernels_.attend(args);
+    });
+  }
+}
+
+void CpuBackend::scale(Rows x, float s) {
+  each_row(x.n, [&](int64_t i) { kernels_.scale(x.data + i * x.cols, s, x.cols); });
+}
+
+void CpuBackend::softcap(Rows x, float cap) {
+  constexpr int64_t kPiece = 16384;  // the vocabulary is long even when the row is one
+  const int64_t n = x.n * x.cols;
+  pool_.run((n + kPiece - 1) / kPiece, [&](int64_t job, int) {
+    kernels_.softcap(x.data + job * kPiece, cap, std::min(kPiece, n - job * kPiece));
+  });
+}
+
+}  // namespace gemmule

@@ -1,0 +1,68 @@
+// RMS norm, RMS norm added to a residual, and rotary position embedding of one head.
+//   s = sum x^2 (8 lanes, fixed tree); r = 1 / sqrt(s / n + eps); y = (x * r) * w.
+//   rope: a' = fma(a, cos, -(b * sin)), b' = fma(b, cos, a * sin) with a = x[i], b = x[i + d/2].
+#pragma once
+
+namespace gemmule {
+namespace {
+
+inline float inverse_rms(const float* x, int64_t n, float eps) noexcept {
+  F8 lanes = zero8();
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const F8 v = load8(x + i);
+    lanes = fma(v, v, lanes);
+  }
+  if (i < n) {
+    const F8 v = load_tail(x + i, n - i);
+    lanes = fma(v, v, lanes);
+  }
+  return 1.0f / sqrt_lane(sum8(lanes) / static_cast<float>(n) + eps);
+}
+
+inline void rms_norm(float* y, const float* x, const float* w, int64_t n, float eps) noexcept {
+  const F8 r = set1(inverse_rms(x, n, eps));
+  int64_t i = 0;
+  if (w == nullptr) {
+    for (; i + 8 <= n; i += 8) store8(y + i, mul(load8(x + i), r));
+    if (i < n) store_tail(y + i, mul(load_tail(x + i, n - i), r), n - i);
+    return;
+  }
+  for (; i + 8 <= n; i += 8) store8(y + i, mul(mul(load8(x + i), r), load8(w + i)));
+  if (i < n) store_tail(y + i, mul(mul(load_tail(x + i, n - i), r), load_tail(w + i, n - i)), n - i);
+}
+
+inline void add_rms_norm(float* x, const float* y, const float* w, int64_t n, float eps) noexcept {
+  const F8 r = set1(inverse_rms(y, n, eps));
+  const bool weighted = w != nullptr;
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const F8 v = mul(load8(y + i), r);
+    store8(x + i, add(load8(x + i), weighted ? mul(v, load8(w + i)) : v));
+  }
+  if (i < n) {
+    const F8 v = mul(load_tail(y + i, n - i), r);
+    const F8 scaled = weighted ? mul(v, load_tail(w + i, n - i)) : v;
+    store_tail(x + i, add(load_tail(x + i, n - i), scaled), n - i);
+  }
+}
+
+inline void rope(float* x, const float* cos, const float* sin, int64_t n_rot, int64_t d) noexcept {
+  float* second = x + d / 2;
+  int64_t i = 0;
+  for (; i + 8 <= n_rot; i += 8) {
+    const F8 a = load8(x + i), b = load8(second + i), c = load8(cos + i), s = load8(sin + i);
+    store8(x + i, fma(a, c, negate(mul(b, s))));
+    store8(second + i, fma(b, c, mul(a, s)));
+  }
+  if (i < n_rot) {
+    const int64_t n = n_rot - i;
+    const F8 a = load_tail(x + i, n), b = load_tail(second + i, n), c = load_tail(cos + i, n),
+             s = load_tail(sin + i, n);
+    store_tail(x + i, fma(a, c, negate(mul(b, s))), n);
+    store_tail(second + i, fma(b, c, mul(a, s)), n);
+  }
+}
+
+}  // namespace
+}  // namespace gemmule
