@@ -1,0 +1,329 @@
+// Model, Session, Sampler and StopToken. Every call that computes releases the GIL first and then locks its session.
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <limits>
+#include <map>
+#include <mutex>
+
+#include "bindings/gil.h"
+#include "bindings/module.h"
+#include "core/error.h"
+#include "engine/memory_plan.h"
+#include "engine/session.h"
+
+namespace py = pybind11;
+
+namespace gemmule {
+namespace {
+
+using Tokens = py::array_t<int32_t, py::array::c_style>;
+using Floats = py::array_t<float, py::array::c_style>;
+
+std::span<const int32_t> span_of(const Tokens& tokens, const char* name) {
+  if (tokens.ndim() != 1) throw std::invalid_argument(cat(name, " must have one dimension, not ", tokens.ndim()));
+  return {tokens.data(), static_cast<size_t>(tokens.size())};
+}
+
+DType kv_dtype(const std::string& name) {
+  if (name == "f16") return DType::F16;
+  if (name == "f32") return DType::F32;
+  throw std::invalid_argument(cat("kv_type \"", name, "\" is not known; choose \"f16\" or \"f32\""));
+}
+
+// A session and the lock that makes its calls queue.
+struct LockedSession {
+  LockedSession(std::shared_ptr<LoadedModel> model, int64_t n_ctx, DType kv_type)
+      : session(std::move(model), n_ctx, kv_type) {}
+  Session session;
+  std::mutex mutex;
+
+  template <class Fn>
+  auto with(Fn&& fn) {
+    const py::gil_scoped_release nogil;
+    const std::lock_guard lock(mutex);
+    return fn(session);
+  }
+};
+
+std::shared_ptr<LoadedModel> load_model(const std::string& path, int n_threads, const std::string& isa,
+                                        int64_t n_ubatch) {
+  const py::gil_scoped_release nogil;
+  return std::make_shared<LoadedModel>(GgufFile::open(path), LoadOptions{n_threads, isa, n_ubatch});
+}
+
+void append(LockedSession& self, const Tokens& tokens, const StopToken* stop, const py::object& progress) {
+  const auto ids = span_of(tokens, "tokens");
+  CallStop call(stop);
+  Session::Progress report;
+  if (!progress.is_none()) {
+    report = [&progress](int64_t done, int64_t all) {
+      const py::gil_scoped_acquire gil;
+      progress(done, all);
+    };
+  }
+  self.with([&](Session& s) { s.append(ids, call.token(), report); });
+}
+
+Floats append_logits(LockedSession& self, const Tokens& tokens, const StopToken* stop) {
+  const auto ids = span_of(tokens, "tokens");
+  const int64_t n_vocab = self.session.model().config().n_vocab;
+  Floats out({static_cast<py::ssize_t>(ids.size()), static_cast<py::ssize_t>(n_vocab)});
+  float* rows = out.mutable_data();
+  CallStop call(stop);
+  self.with([&](Session& s) {
+    s.append(ids, call.token(), {}, nullptr, [&](Gemma4& gemma, int64_t first, Rows hidden) {
+      for (int64_t row = 0; row < hidden.n; row += kLogitRows) {
+        call.token()->check();
+        const Rows z = gemma.logits(hidden.from(row, std::min(kLogitRows, hidden.n - row)));
+        std::copy_n(z.data, z.n * n_vocab, rows + (first + row) * n_vocab);
+      }
+    });
+  });
+  return out;
+}
+
+Floats append_hidden(LockedSession& self, const Tokens& tokens, const StopToken* stop) {
+  const auto ids = span_of(tokens, "tokens");
+  const int64_t d_model = self.session.model().config().d_model;
+  Floats out({static_cast<py::ssize_t>(ids.size()), static_cast<py::ssize_t>(d_model)});
+  float* rows = out.mutable_data();
+  CallStop call(stop);
+  self.with([&](Session& s) {
+    s.append(ids, call.token(), {}, nullptr, [&](Gemma4&, int64_t first, Rows hidden) {
+      std::copy_n(hidden.data, hidden.n * d_model, rows + first * d_model);
+    });
+  });
+  return out;
+}
+
+py::tuple append_score(LockedSession& self, const Tokens& tokens, const Tokens& targets, int64_t top,
+                       const StopToken* stop) {
+  const auto ids = span_of(tokens, "tokens");
+  const auto wanted = span_of(targets, "targets");
+  const int64_t n_vocab = self.session.model().config().n_vocab;
+  if (wanted.size() != ids.size()) throw std::invalid_argument("targets must be as long as tokens");
+  if (top < 0 || top > n_vocab) throw std::invalid_argument(cat("top is ", top, "; choose 0 to ", n_vocab));
+  for (const int32_t target : wanted)
+    if (target >= n_vocab) throw std::invalid_argument(cat("target ", target, " is outside the vocabulary of ", n_vocab));
+  const auto n = static_cast<py::ssize_t>(ids.size());
+  Floats logprobs(n), top_values({n, static_cast<py::ssize_t>(top)});
+  Tokens top_ids({n, static_cast<py::ssize_t>(top)});
+  float* lp = logprobs.mutable_data();
+  float* values = top_values.mutable_data();
+  int32_t* best = top_ids.mutable_data();
+  std::fill_n(lp, n, std::numeric_limits<float>::quiet_NaN());
+  std::fill_n(values, top_values.size(), std::numeric_limits<float>::quiet_NaN());
+  std::fill_n(best, top_ids.size(), -1);
+  CallStop call(stop);
+  self.with([&](Session& s) {
+    s.append(ids, call.token(), {}, nullptr, [&](Gemma4& gemma, int64_t first, Rows hidden) {
+      // Only runs of rows somebody asked for reach the head.
+      for (int64_t row = 0; row < hidden.n;) {
+        if (wanted[static_cast<size_t>(first + row)] < 0) {
+          ++row;
+          continue;
+        }
+        int64_t n_rows = 1;
+        while (n_rows < kLogitRows && row + n_rows < hidden.n && wanted[static_cast<size_t>(first + row + n_rows)] >= 0)
+          ++n_rows;
+        call.token()->check();
+        const Rows z = gemma.logits(hidden.from(row, n_rows));
+        for (int64_t i = 0; i < n_rows; ++i) {
+          const int64_t at = first + row + i;
+          const std::span<const float> logits(z.data + i * n_vocab, static_cast<size_t>(n_vocab));
+          const double log_z = log_sum_exp(logits);
+          lp[at] = static_cast<float>(logits[static_cast<size_t>(wanted[static_cast<size_t>(at)])] - log_z);
+          if (top == 0) continue;
+          int64_t rank = 0;
+          for (const auto& [token, logprob] : top_logprobs(logits, top, log_z)) {
+            best[at * top + rank] = token;
+            values[at * top + rank++] = logprob;
+          }
+        }
+        row += n_rows;
+      }
+    });
+  });
+  return py::make_tuple(logprobs, top_ids, top_values);
+}
+
+py::dict append_taps(LockedSession& self, const Tokens& tokens, const std::vector<std::string>& names) {
+  const auto ids = span_of(tokens, "tokens");
+  std::map<std::string, std::vector<float>> seen;
+  std::map<std::string, int64_t> cols;
+  for (const std::string& name : names) seen[name];
+  const Tap tap = [&](const char* name, int64_t layer, Rows values) {
+    const auto it = seen.find(layer < 0 ? std::string(name) : cat(name, ".", layer));
+    if (it == seen.end()) return;
+    it->second.insert(it->second.end(), values.data, values.data + values.n * values.cols);
+    cols[it->first] = values.cols;
+  };
+  CallStop call(nullptr);
+  self.with([&](Session& s) { s.append(ids, call.token(), {}, &tap); });
+  py::dict out;
+  for (const auto& [name, values] : seen) {
+    if (values.empty()) throw std::invalid_argument(cat("there is no tap called \"", name, "\""));
+    const int64_t width = cols[name];
+    Floats rows({static_cast<py::ssize_t>(values.size()) / width, static_cast<py::ssize_t>(width)});
+    std::copy(values.begin(), values.end(), rows.mutable_data());
+    out[py::str(name)] = rows;
+  }
+  return out;
+}
+
+Floats logits(LockedSession& self) {
+  Floats out(self.session.model().config().n_vocab);
+  float* row = out.mutable_data();
+  self.with([&](Session& s) {
+    const auto values = s.logits();
+    std::copy(values.begin(), values.end(), row);
+  });
+  return out;
+}
+
+py::tuple sample(LockedSession& self, Sampler& sampler, int64_t n_prompt) {
+  Sampled result = self.with([&](Session& s) { return s.sample(sampler, static_cast<size_t>(n_prompt)); });
+  return py::make_tuple(result.token, result.logprob, result.top);
+}
+
+Tokens session_tokens(LockedSession& self) {
+  const std::vector<int32_t> tokens = self.with([](Session& s) { return s.tokens(); });
+  return Tokens(static_cast<py::ssize_t>(tokens.size()), tokens.data());
+}
+
+void append_together(const std::vector<LockedSession*>& sessions, const std::vector<Tokens>& pieces) {
+  if (sessions.empty() || sessions.size() != pieces.size())
+    throw std::invalid_argument("append_together needs one piece of tokens for every session");
+  std::vector<std::vector<int32_t>> ids;
+  for (const Tokens& piece : pieces) {
+    const auto span = span_of(piece, "tokens");
+    ids.emplace_back(span.begin(), span.end());
+  }
+  std::vector<LockedSession*> order = sessions;  // locked in address order, so that two such calls cannot deadlock
+  std::sort(order.begin(), order.end());
+  if (std::adjacent_find(order.begin(), order.end()) != order.end())
+    throw std::invalid_argument("append_together needs different sessions");
+  std::vector<Session*> plain;
+  for (LockedSession* s : sessions) plain.push_back(&s->session);
+  CallStop call(nullptr);
+  const py::gil_scoped_release nogil;
+  std::vector<std::unique_lock<std::mutex>> locks;
+  for (LockedSession* s : order) locks.emplace_back(s->mutex);
+  Session::append_together(plain, ids, call.token());
+}
+
+std::unique_ptr<Sampler> make_sampler(float temperature, int32_t top_k, float top_p, float min_p, float repeat_penalty,
+                                      float presence_penalty, float frequency_penalty,
+                                      const std::map<int32_t, float>& logit_bias, const std::vector<int32_t>& suppress,
+                                      uint64_t seed, int32_t n_logprobs) {
+  const auto check = [](bool ok, const char* message) {
+    if (!ok) throw std::invalid_argument(message);
+  };
+  check(temperature >= 0 && temperature <= 100, "temperature must lie between 0 and 100");
+  check(top_k >= 0, "top_k must be 0 (off) or more");
+  check(top_p > 0 && top_p <= 1, "top_p must lie in (0, 1]");
+  check(min_p >= 0 && min_p <= 1, "min_p must lie in [0, 1]");
+  check(repeat_penalty > 0 && repeat_penalty <= 100, "repeat_penalty must lie in (0, 100]");
+  check(presence_penalty >= -100 && presence_penalty <= 100, "presence_penalty must lie between -100 and 100");
+  check(frequency_penalty >= -100 && frequency_penalty <= 100, "frequency_penalty must lie between -100 and 100");
+  SamplerOptions options{temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty,
+                         {}, suppress, seed, n_logprobs};
+  for (const auto& [token, bias] : logit_bias) {
+    check(bias == bias && bias != std::numeric_limits<float>::infinity(), "logit_bias must not be NaN or +inf");
+    options.logit_bias.emplace_back(token, bias);
+  }
+  return std::make_unique<Sampler>(std::move(options));
+}
+
+py::dict memory_plan(const GgufFile& file, int64_t n_ctx, const std::string& kv_type, int64_t n_ubatch) {
+  const DType dtype = kv_dtype(kv_type);
+  if (n_ctx < 1 || n_ctx > kMaxContext) throw std::invalid_argument(cat("n_ctx is ", n_ctx, "; choose 1 to ", kMaxContext));
+  const MemoryPlan plan = plan_memory(file, n_ctx, dtype, n_ubatch);
+  py::dict out;
+  out["weights"] = plan.weights;
+  out["kv"] = plan.kv;
+  out["scratch"] = plan.scratch;
+  out["total"] = plan.total;
+  out["available"] = plan.available;
+  out["n_ctx_train"] = Config::from_gguf(file).n_ctx_train;
+  return out;
+}
+
+}  // namespace
+
+void bind_model(py::module_& m) {
+  py::class_<StopToken>(m, "StopToken", "A flag that ends a computation from any thread.")
+      .def(py::init<>())
+      .def("cancel", &StopToken::cancel)
+      .def("reset", &StopToken::reset)
+      .def_property_readonly("cancelled", &StopToken::cancelled);
+
+  py::class_<Sampler>(m, "Sampler", "How the next token is chosen from the logits.")
+      .def(py::init(&make_sampler), py::kw_only(), py::arg("temperature") = 1.0f, py::arg("top_k") = 0,
+           py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repeat_penalty") = 1.0f,
+           py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,
+           py::arg("logit_bias") = std::map<int32_t, float>(), py::arg("suppress") = std::vector<int32_t>(),
+           py::arg("seed") = 0, py::arg("n_logprobs") = -1);
+
+  py::class_<LoadedModel, std::shared_ptr<LoadedModel>>(m, "Model", "A loaded model; sessions share it.")
+      .def(py::init(&load_model), py::arg("path"), py::kw_only(), py::arg("n_threads") = 0, py::arg("isa") = "",
+           py::arg("n_ubatch") = 256)
+      .def_property_readonly("file",
+                             [](const LoadedModel& model) {
+                               return std::const_pointer_cast<GgufFile>(model.shared_file());
+                             })
+      .def_property_readonly("architecture", [](const LoadedModel& model) { return model.config().architecture; })
+      .def_property_readonly("name",
+                             [](const LoadedModel& model) {
+                               return std::string(model.file().string_or("general.name", ""));
+                             })
+      .def_property_readonly("n_layers", [](const LoadedModel& model) { return model.config().n_layers; })
+      .def_property_readonly("d_model", [](const LoadedModel& model) { return model.config().d_model; })
+      .def_property_readonly("n_vocab", [](const LoadedModel& model) { return model.config().n_vocab; })
+      .def_property_readonly("n_ctx_train", [](const LoadedModel& model) { return model.config().n_ctx_train; })
+      .def_property_readonly("suppress_tokens", [](const LoadedModel& model) { return model.config().suppress_tokens; })
+      .def_property_readonly("n_params", &LoadedModel::n_params)
+      .def_property_readonly("weight_bytes", &LoadedModel::weight_bytes)
+      .def_property_readonly("n_ubatch", &LoadedModel::n_ubatch)
+      .def_property_readonly("n_threads", [](const LoadedModel& model) { return model.backend().n_threads(); })
+      .def_property_readonly("isa", [](const LoadedModel& model) { return std::string(model.backend().isa()); })
+      .def(
+          "session",
+          [](std::shared_ptr<LoadedModel> model, int64_t n_ctx, const std::string& kv_type) {
+            return std::make_unique<LockedSession>(std::move(model), n_ctx, kv_dtype(kv_type));
+          },
+          py::kw_only(), py::arg("n_ctx"), py::arg("kv_type") = "f16");
+
+  py::class_<LockedSession>(m, "Session", "One timeline of tokens that keeps its keys and values.")
+      .def_property_readonly("n_ctx", [](const LockedSession& s) { return s.session.n_ctx(); })
+      .def_property_readonly("kv_bytes", [](const LockedSession& s) { return s.session.kv_bytes(); })
+      .def_property_readonly("n_tokens",
+                             [](LockedSession& s) { return s.with([](Session& x) { return x.tokens().size(); }); })
+      .def_property_readonly("tokens", &session_tokens)
+      .def("append", &append, py::arg("tokens").noconvert(), py::kw_only(), py::arg("stop") = nullptr,
+           py::arg("progress") = py::none(), "Run tokens; all are kept or, on an exception, none.")
+      .def("logits", &logits, "float32 [n_vocab] of the last token.")
+      .def("append_logits", &append_logits, py::arg("tokens").noconvert(), py::kw_only(), py::arg("stop") = nullptr,
+           "Run tokens and return float32 [n, n_vocab].")
+      .def("append_hidden", &append_hidden, py::arg("tokens").noconvert(), py::kw_only(), py::arg("stop") = nullptr,
+           "Run tokens and return the hidden states after the last norm, float32 [n, d_model].")
+      .def("append_score", &append_score, py::arg("tokens").noconvert(), py::arg("targets").noconvert(), py::kw_only(),
+           py::arg("top") = 0, py::arg("stop") = nullptr,
+           "Run tokens; log-probability of targets[i] after tokens[i] (targets < 0: nan) and the top alternatives.")
+      .def("append_taps", &append_taps, py::arg("tokens").noconvert(), py::arg("names"),
+           "Run tokens and return named intermediates: embed, attn_heads.i, attn_out.i, ffn_out.i, layer_out.i, "
+           "output_norm.")
+      .def("sample", &sample, py::arg("sampler"), py::arg("n_prompt") = 0,
+           "(token, log-probability, alternatives) drawn from the logits of the last token; does not append.")
+      .def("rewind", [](LockedSession& s, int64_t n) { s.with([n](Session& x) { x.rewind(n); }); }, py::arg("n"),
+           "Keep the first n tokens.");
+
+  m.def("append_together", &append_together, py::arg("sessions"), py::arg("pieces"),
+        "Append one piece of tokens to each of several sessions of a model in one shared step.");
+  m.def("memory_plan", &memory_plan, py::arg("file"), py::kw_only(), py::arg("n_ctx"), py::arg("kv_type") = "f16",
+        py::arg("n_ubatch") = 256, "Bytes a model needs, from its header alone.");
+}
+
+}  // namespace gemmule

@@ -1,0 +1,129 @@
+// gemmule._core: the extension module. Errors, machine facts and the file view live here; models in bind_model.cpp.
+#include "bindings/module.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <thread>
+
+#include "backend/cpu/cpu_features.h"
+#include "backend/cpu/kernel_select.h"
+#include "core/error.h"
+#include "quant/codec.h"
+
+namespace py = pybind11;
+
+namespace gemmule {
+namespace {
+
+// The Python class of the same name, in gemmule._errors.
+void raise(const char* name, const std::exception& error) {
+  const py::object type = py::module_::import("gemmule._errors").attr(name);
+  PyErr_SetObject(type.ptr(), py::str(error.what()).ptr());
+}
+
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const ContextLengthError& e) {
+    const py::object type = py::module_::import("gemmule._errors").attr("ContextLengthError");
+    const py::object value = type(e.what(), py::arg("n_prompt") = e.n_prompt, py::arg("n_ctx") = e.n_ctx);
+    PyErr_SetObject(type.ptr(), value.ptr());
+  } catch (const ModelNotFoundError& e) {
+    raise("ModelNotFoundError", e);
+  } catch (const FormatError& e) {
+    raise("FormatError", e);
+  } catch (const UnsupportedError& e) {
+    raise("UnsupportedError", e);
+  } catch (const NotEnoughMemoryError& e) {
+    raise("NotEnoughMemoryError", e);
+  } catch (const DeviceError& e) {
+    raise("DeviceError", e);
+  } catch (const Cancelled& e) {
+    raise("Cancelled", e);
+  } catch (const Error& e) {
+    raise("Error", e);
+  }
+}
+
+const DTypeInfo& dtype_named(const std::string& name) {
+  const DTypeInfo* info = find_dtype(std::string_view(name));
+  if (info == nullptr) throw std::invalid_argument(cat("\"", name, "\" is not a tensor type gemmule knows"));
+  return *info;
+}
+
+py::array_t<float> dequantize(const py::array_t<uint8_t, py::array::c_style>& data, const std::string& type) {
+  const DTypeInfo& info = dtype_named(type);
+  if (data.size() % info.block_bytes != 0)
+    throw std::invalid_argument(cat(data.size(), " bytes are not whole ", type, " blocks of ", info.block_bytes));
+  py::array_t<float> out(data.size() / info.block_bytes * info.block_size);
+  const uint8_t* src = data.data();
+  float* dst = out.mutable_data();
+  const py::ssize_t n = out.size();
+  const py::gil_scoped_release nogil;
+  codec(info.dtype).dequantize_row(src, dst, n);
+  return out;
+}
+
+py::array_t<uint8_t> quantize(const py::array_t<float, py::array::c_style>& array, const std::string& type) {
+  const DTypeInfo& info = dtype_named(type);
+  if (array.size() % info.block_size != 0)
+    throw std::invalid_argument(cat(array.size(), " numbers are not whole ", type, " blocks of ", info.block_size));
+  py::array_t<uint8_t> out(array.size() / info.block_size * info.block_bytes);
+  const float* src = array.data();
+  uint8_t* dst = out.mutable_data();
+  const py::ssize_t n = array.size();
+  const py::gil_scoped_release nogil;
+  codec(info.dtype).quantize_row(src, dst, n);
+  return out;
+}
+
+py::dict cpu_info() {
+  const CpuFeatures features = detect_cpu_features();
+  py::dict flags, info;
+  flags["avx2"] = features.avx2;
+  flags["avx_vnni"] = features.avx_vnni;
+  flags["avx512_vnni"] = features.avx512_vnni;
+  flags["neon"] = features.neon;
+  py::list levels;
+  for (const KernelLevel& level : kernel_levels(features)) {
+    py::dict entry;
+    entry["name"] = level.table->name;
+    entry["description"] = level.table->description;
+    entry["supported"] = level.supported;
+    levels.append(entry);
+  }
+  info["features"] = flags;
+  info["levels"] = levels;
+  info["best"] = select_kernels(features, "").name;
+  info["n_physical"] = physical_cores();
+  info["n_logical"] = std::thread::hardware_concurrency();
+  return info;
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = GEMMULE_VERSION;
+  info["build_type"] = GEMMULE_BUILD_TYPE;
+  info["compiler"] = __VERSION__;
+  return info;
+}
+
+}  // namespace
+
+void bind_errors(py::module_&) { py::register_exception_translator(&translate); }
+
+}  // namespace gemmule
+
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+  m.doc() = "The C++ core of gemmule. Use the classes of the gemmule package.";
+  gemmule::bind_errors(m);
+  gemmule::bind_gguf(m);
+  gemmule::bind_model(m);
+  m.def("dequantize", &gemmule::dequantize, py::arg("data").noconvert(), py::arg("type"),
+        "uint8 blocks of a tensor type -> float32, one dimension.");
+  m.def("quantize", &gemmule::quantize, py::arg("array").noconvert(), py::arg("type"),
+        "float32 numbers -> uint8 blocks of a tensor type, one dimension.");
+  m.def("cpu_info", &gemmule::cpu_info, "Instruction-set levels of this build and what this machine can run.");
+  m.def("build_info", &gemmule::build_info, "Version, build type and compiler of the extension.");
+}

@@ -1,0 +1,11 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace gemmule {
+
+void bind_errors(pybind11::module_& m);
+void bind_gguf(pybind11::module_& m);
+void bind_model(pybind11::module_& m);
+
+}  // namespace gemmule

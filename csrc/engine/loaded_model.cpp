@@ -1,0 +1,40 @@
+#include "engine/loaded_model.h"
+
+#include "core/error.h"
+
+namespace gemmule {
+namespace {
+
+int64_t checked_ubatch(int64_t n_ubatch) {
+  if (n_ubatch < 1 || n_ubatch > kMaxUbatch)
+    throw std::invalid_argument(cat("n_ubatch is ", n_ubatch, "; choose 1 to ", kMaxUbatch));
+  return n_ubatch;
+}
+
+}  // namespace
+
+LoadedModel::LoadedModel(std::shared_ptr<const GgufFile> file, const LoadOptions& options)
+    : file_(std::move(file)),
+      config_(Config::from_gguf(*file_)),
+      backend_(open_cpu(options.isa, options.n_threads)),
+      weights_(Weights::bind(*file_, config_, *backend_)),
+      n_ubatch_(checked_ubatch(options.n_ubatch)),
+      gemma_(config_, weights_, *backend_, n_ubatch_, kLogitRows) {}
+
+int64_t LoadedModel::n_params() const {
+  int64_t n = 0;
+  for (const GgufTensor& tensor : file_->tensors()) {
+    int64_t elements = 1;
+    for (const int64_t dim : tensor.shape) elements *= dim;
+    n += elements;
+  }
+  return n;
+}
+
+int64_t LoadedModel::weight_bytes() const {
+  int64_t n = 0;
+  for (const GgufTensor& tensor : file_->tensors()) n += static_cast<int64_t>(tensor.n_bytes);
+  return n;
+}
+
+}  // namespace gemmule

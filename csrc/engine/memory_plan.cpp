@@ -1,0 +1,62 @@
+#include "engine/memory_plan.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <fstream>
+#include <limits>
+#include <string>
+
+#include "engine/loaded_model.h"
+
+namespace gemmule {
+namespace {
+
+int64_t meminfo_available() {
+  std::ifstream meminfo("/proc/meminfo");
+  std::string name;
+  int64_t kib = 0;
+  while (meminfo >> name >> kib) {
+    if (name == "MemAvailable:") return kib * 1024;
+    meminfo.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+  }
+  return 0;
+}
+
+// The control group this process is in (version 2, or version 1 at its usual place); 0: no limit.
+int64_t cgroup_available() {
+  const char* const places[][2] = {
+      {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
+      {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"}};
+  for (const auto& [limit_file, usage_file] : places) {
+    int64_t limit = 0, usage = 0;
+    if ((std::ifstream(limit_file) >> limit) && (std::ifstream(usage_file) >> usage) && limit < (int64_t{1} << 60))
+      return std::max<int64_t>(1, limit - usage);
+  }
+  return 0;
+}
+
+}  // namespace
+
+int64_t available_memory() {
+  int64_t available = meminfo_available();
+  const int64_t group = cgroup_available();
+  if (group > 0) available = available > 0 ? std::min(available, group) : group;
+  rlimit limit{};
+  if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+    available = std::min(available, static_cast<int64_t>(limit.rlim_cur));
+  return available;
+}
+
+MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64_t n_ubatch) {
+  const Config config = Config::from_gguf(file);
+  MemoryPlan plan;
+  for (const GgufTensor& tensor : file.tensors()) plan.weights += static_cast<int64_t>(tensor.n_bytes);
+  plan.kv = KvCache::plan_bytes(config, n_ctx, kv_type, n_ubatch);
+  plan.scratch = Gemma4::scratch_bytes(config, n_ubatch, kLogitRows);
+  plan.total = plan.weights + plan.kv + plan.scratch;
+  plan.available = available_memory();
+  return plan;
+}
+
+}  // namespace gemmule

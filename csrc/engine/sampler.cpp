@@ -1,0 +1,159 @@
+#include "engine/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <unordered_map>
+
+#include "core/error.h"
+
+namespace gemmule {
+namespace {
+
+constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
+
+// A 64-bit mixer (the finaliser of SplitMix64, Steele et al. 2014): every input bit reaches every output bit.
+uint64_t mix(uint64_t z) {
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  return z ^ (z >> 31);
+}
+
+}  // namespace
+
+double gumbel_noise(uint64_t seed, int64_t position, int32_t token) {
+  constexpr uint64_t kGolden = 0x9e3779b97f4a7c15ull;
+  uint64_t z = mix(seed + kGolden);
+  z = mix(z ^ (static_cast<uint64_t>(position) + kGolden));
+  z = mix(z ^ (static_cast<uint64_t>(static_cast<uint32_t>(token)) + kGolden));
+  const double uniform = (static_cast<double>(z >> 11) + 0.5) * 0x1p-53;  // in (0, 1)
+  return -std::log(-std::log(uniform));
+}
+
+double log_sum_exp(std::span<const float> x) {
+  const double highest = *std::max_element(x.begin(), x.end());
+  double sum = 0;
+  for (const float value : x) sum += std::exp(static_cast<double>(value) - highest);
+  return highest + std::log(sum);
+}
+
+std::vector<std::pair<int32_t, float>> top_logprobs(std::span<const float> x, int64_t n, double log_z) {
+  std::vector<int32_t> ids(x.size());
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i);
+  const auto count = static_cast<ptrdiff_t>(std::min<int64_t>(n, static_cast<int64_t>(x.size())));
+  std::partial_sort(ids.begin(), ids.begin() + count, ids.end(), [&](int32_t a, int32_t b) {
+    const float va = x[static_cast<size_t>(a)], vb = x[static_cast<size_t>(b)];
+    return va > vb || (va == vb && a < b);
+  });
+  std::vector<std::pair<int32_t, float>> top;
+  for (ptrdiff_t i = 0; i < count; ++i) {
+    const int32_t id = ids[static_cast<size_t>(i)];
+    top.emplace_back(id, static_cast<float>(x[static_cast<size_t>(id)] - log_z));
+  }
+  return top;
+}
+
+void Sampler::adjust(std::span<const int32_t> history, size_t n_prompt) {
+  const auto valid = [&](int32_t token) { return token >= 0 && static_cast<size_t>(token) < work_.size(); };
+  for (const auto& [token, bias] : options_.logit_bias)
+    if (valid(token)) work_[static_cast<size_t>(token)] += bias;
+  if (options_.repeat_penalty != 1) {
+    const size_t n = std::min(history.size(), kPenaltyWindow);
+    std::vector<int32_t> recent(history.end() - static_cast<ptrdiff_t>(n), history.end());
+    std::sort(recent.begin(), recent.end());
+    recent.erase(std::unique(recent.begin(), recent.end()), recent.end());
+    for (const int32_t token : recent) {
+      float& logit = work_[static_cast<size_t>(token)];
+      logit = logit > 0 ? logit / options_.repeat_penalty : logit * options_.repeat_penalty;
+    }
+  }
+  if (options_.presence_penalty != 0 || options_.frequency_penalty != 0) {
+    std::unordered_map<int32_t, int> counts;
+    for (const int32_t token : history.subspan(std::min(n_prompt, history.size()))) ++counts[token];
+    for (const auto& [token, count] : counts)
+      work_[static_cast<size_t>(token)] -=
+          options_.presence_penalty + options_.frequency_penalty * static_cast<float>(count);
+  }
+  for (const int32_t token : options_.suppress)
+    if (valid(token)) work_[static_cast<size_t>(token)] = kMinusInf;
+}
+
+// The k largest logits, best first, ties by token id. One pass with a rising threshold: after the first k entries few
+// of the 262,144 logits are looked at twice.
+void Sampler::keep_top_k() {
+  const auto better = [](const Candidate& a, const Candidate& b) {
+    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+  };
+  const size_t k = options_.top_k > 0 ? static_cast<size_t>(options_.top_k) : work_.size();
+  candidates_.clear();
+  float threshold = kMinusInf;
+  const size_t enough = std::max<size_t>(4 * k, 1024);
+  for (size_t i = 0; i < work_.size(); ++i) {
+    if (!(work_[i] > threshold) && threshold != kMinusInf) continue;
+    candidates_.push_back({work_[i], static_cast<int32_t>(i)});
+    if (k < work_.size() && candidates_.size() >= enough) {
+      std::nth_element(candidates_.begin(), candidates_.begin() + static_cast<ptrdiff_t>(k - 1), candidates_.end(),
+                       better);
+      candidates_.resize(k);
+      threshold = candidates_.back().logit;
+    }
+  }
+  std::sort(candidates_.begin(), candidates_.end(), better);
+  if (candidates_.size() > k) candidates_.resize(k);
+}
+
+// top-p: the fewest best candidates whose probabilities reach top_p; min-p: those with at least min_p times the
+// probability of the best. Both look at the distribution after temperature and top-k.
+void Sampler::keep_probable() {
+  if (options_.top_p >= 1 && options_.min_p <= 0) return;
+  double sum = 0;
+  const double highest = candidates_[0].logit;
+  for (const Candidate& c : candidates_) sum += std::exp(c.logit - highest);
+  size_t n = 0;
+  double reached = 0;
+  for (; n < candidates_.size(); ++n) {
+    const double p = std::exp(candidates_[n].logit - highest);
+    if (n > 0 && (reached >= options_.top_p * sum || p < options_.min_p)) break;
+    reached += p;
+  }
+  candidates_.resize(n);
+}
+
+Sampled Sampler::sample(std::span<const float> logits, std::span<const int32_t> history, size_t n_prompt,
+                        int64_t position) {
+  float check = 0;  // 0 * x is NaN for infinities and NaN, and NaN stays
+  for (const float x : logits) check += 0.0f * x;
+  if (!(check == 0.0f))
+    throw Error(cat("the logits at position ", position, " are not finite; the weights are damaged, verify the file"));
+  work_.assign(logits.begin(), logits.end());
+  adjust(history, n_prompt);
+
+  Sampled result;
+  if (options_.temperature == 0) {
+    result.token = static_cast<int32_t>(std::max_element(work_.begin(), work_.end()) - work_.begin());
+    if (work_[static_cast<size_t>(result.token)] == kMinusInf) throw Error("every token is suppressed; relax logit_bias");
+  } else {
+    keep_top_k();
+    while (!candidates_.empty() && candidates_.back().logit == kMinusInf) candidates_.pop_back();
+    if (candidates_.empty()) throw Error("every token is suppressed; relax logit_bias");
+    for (Candidate& c : candidates_) c.logit /= options_.temperature;
+    keep_probable();
+    double best = -std::numeric_limits<double>::infinity();
+    for (const Candidate& c : candidates_) {
+      const double score = c.logit + gumbel_noise(options_.seed, position, c.token);
+      if (score > best) {
+        best = score;
+        result.token = c.token;
+      }
+    }
+  }
+  result.logprob = std::numeric_limits<float>::quiet_NaN();
+  if (options_.n_logprobs >= 0) {
+    const double log_z = log_sum_exp(logits);
+    result.logprob = static_cast<float>(logits[static_cast<size_t>(result.token)] - log_z);
+    result.top = top_logprobs(logits, options_.n_logprobs, log_z);
+  }
+  return result;
+}
+
+}  // namespace gemmule

@@ -1,0 +1,177 @@
+// Metadata -> Config. Every value is read with its range; anything the forward pass does not implement is refused
+// here, by key, so that no unsupported variant can run and merely sound fluent.
+#include "model/config.h"
+
+#include <cmath>
+
+#include "core/error.h"
+
+namespace gemmule {
+namespace {
+
+class Reader {
+ public:
+  Reader(const GgufFile& file, const std::string& prefix) : file_(file), prefix_(prefix + ".") {}
+
+  std::string key(const char* name) const { return prefix_ + name; }
+  bool has(const char* name) const { return file_.find(key(name)) != nullptr; }
+
+  int64_t integer(const char* name, int64_t low, int64_t high) const {
+    return checked(key(name), file_.get_int(key(name)), low, high);
+  }
+  int64_t integer_or(const char* name, int64_t fallback, int64_t low, int64_t high) const {
+    return has(name) ? integer(name, low, high) : fallback;
+  }
+  double number(const char* name, double low, double high) const {
+    const double value = file_.get_float(key(name));
+    if (!(value >= low && value <= high))
+      throw FormatError(cat(file_.path(), ": ", key(name), " is ", value, ", outside ", low, " to ", high));
+    return value;
+  }
+  double number_or(const char* name, double fallback, double low, double high) const {
+    return has(name) ? number(name, low, high) : fallback;
+  }
+  // One value per layer: an array of that length, or one scalar for all.
+  std::vector<int64_t> per_layer(const char* name, int64_t n_layers, int64_t low, int64_t high) const {
+    const GgufValue* value = file_.find(key(name));
+    if (value == nullptr || value->type != ValueType::Array)
+      return std::vector<int64_t>(static_cast<size_t>(n_layers), integer(name, low, high));
+    std::vector<int64_t> values = file_.get_ints(key(name));
+    if (static_cast<int64_t>(values.size()) != n_layers)
+      throw FormatError(cat(file_.path(), ": ", key(name), " has ", values.size(), " values for ", n_layers, " layers"));
+    for (const int64_t v : values) checked(key(name), v, low, high);
+    return values;
+  }
+  void refuse_if_set(const char* name, const char* what) const {
+    const GgufValue* value = file_.find(key(name));
+    if (value == nullptr) return;
+    if (value->type != ValueType::Array && file_.get_int(key(name)) == 0) return;
+    throw UnsupportedError(cat(file_.path(), ": ", key(name), " asks for ", what, ", which this version cannot run"));
+  }
+
+ private:
+  int64_t checked(const std::string& name, int64_t value, int64_t low, int64_t high) const {
+    if (value < low || value > high)
+      throw FormatError(cat(file_.path(), ": ", name, " is ", value, ", outside ", low, " to ", high));
+    return value;
+  }
+
+  const GgufFile& file_;
+  std::string prefix_;
+};
+
+constexpr double kMinRopeBase = 1, kMaxRopeBase = 1e9;
+
+void read_common(Config& c, const GgufFile& file, const Reader& read) {
+  c.n_layers = read.integer("block_count", 1, kMaxLayers);
+  c.d_model = read.integer("embedding_length", 8, kMaxWidth);
+  c.n_ctx_train = read.integer("context_length", 1, kMaxContext);
+  c.rms_eps = static_cast<float>(read.number("attention.layer_norm_rms_epsilon", 1e-12, 1e-1));
+  c.window = read.integer("attention.sliding_window", 1, kMaxContext);
+  c.final_softcap = static_cast<float>(read.number_or("final_logit_softcapping", 0, 0, 1e6));
+  c.embed_scale = std::sqrt(static_cast<float>(c.d_model));
+  const std::vector<int64_t> d_ff = read.per_layer("feed_forward_length", c.n_layers, 8, kMaxWidth);
+  for (const int64_t width : d_ff)
+    if (width != d_ff[0])
+      throw UnsupportedError(cat(file.path(), ": ", read.key("feed_forward_length"),
+                                 " differs between layers, which this version cannot run"));
+  c.d_ff = d_ff[0];
+  read.refuse_if_set("expert_count", "a mixture of experts");
+  read.refuse_if_set("attention.shared_kv_layers", "layers that share keys and values");
+  read.refuse_if_set("embedding_length_per_layer_input", "per-layer embeddings");
+  read.refuse_if_set("attn_logit_softcapping", "a softcap on attention scores");
+  c.layers.resize(static_cast<size_t>(c.n_layers));
+}
+
+void check_heads(const Config& c, const GgufFile& file, const Reader& read) {
+  for (size_t i = 0; i < c.layers.size(); ++i) {
+    const LayerConfig& layer = c.layers[i];
+    if (layer.n_heads % layer.n_kv_heads != 0)
+      throw FormatError(cat(file.path(), ": ", read.key("attention.head_count"), " ", layer.n_heads, " of layer ", i,
+                            " is not a multiple of head_count_kv ", layer.n_kv_heads));
+    if (layer.head_dim % 8 != 0)
+      throw UnsupportedError(cat(file.path(), ": ", read.key("attention.key_length"), " ", layer.head_dim,
+                                 " is not a multiple of 8, which this version needs"));
+  }
+}
+
+// Gemma 3: every sixth layer is global; all heads alike. Values that Gemma 3 files leave out are the published ones.
+void read_gemma3(Config& c, const GgufFile& file, const Reader& read) {
+  const auto n_heads = read.per_layer("attention.head_count", c.n_layers, 1, kMaxHeads);
+  const auto n_kv_heads = read.per_layer("attention.head_count_kv", c.n_layers, 1, kMaxHeads);
+  const int64_t head_dim = read.integer("attention.key_length", 8, kMaxHeadDim);
+  if (read.integer_or("attention.value_length", head_dim, 8, kMaxHeadDim) != head_dim)
+    throw UnsupportedError(cat(file.path(), ": ", read.key("attention.value_length"), " differs from key_length ",
+                               head_dim, ", which this version cannot run"));
+  constexpr size_t kPattern = 6;
+  for (size_t i = 0; i < c.layers.size(); ++i)
+    c.layers[i] = {(i + 1) % kPattern != 0, n_heads[i], n_kv_heads[i], head_dim};
+  // 27B divides by d_model / n_heads instead of head_dim; it is the one with 62 layers.
+  constexpr int64_t kLayers27B = 62;
+  const double query_scale = c.n_layers == kLayers27B ? static_cast<double>(c.d_model) / static_cast<double>(n_heads[0])
+                                                      : static_cast<double>(head_dim);
+  c.attn_scale = static_cast<float>(1.0 / std::sqrt(query_scale));
+  c.rope_sliding = {read.number_or("rope.freq_base_swa", 1e4, kMinRopeBase, kMaxRopeBase), head_dim, 1};
+  c.rope_global = {read.number_or("rope.freq_base", 1e6, kMinRopeBase, kMaxRopeBase), head_dim,
+                   1 / read.number_or("rope.scaling.factor", 1, 1, 1e4)};
+}
+
+// Gemma 4 text as in 12B and 31B: the pattern, the head sizes and the key/value heads differ between layer kinds.
+void read_gemma4(Config& c, const GgufFile& file, const Reader& read) {
+  const auto n_heads = read.per_layer("attention.head_count", c.n_layers, 1, kMaxHeads);
+  const auto n_kv_heads = read.per_layer("attention.head_count_kv", c.n_layers, 1, kMaxHeads);
+  const int64_t dim_global = read.integer("attention.key_length", 8, kMaxHeadDim);
+  const int64_t dim_sliding = read.integer("attention.key_length_swa", 8, kMaxHeadDim);
+  if (read.integer_or("attention.value_length", dim_global, 8, kMaxHeadDim) != dim_global ||
+      read.integer_or("attention.value_length_swa", dim_sliding, 8, kMaxHeadDim) != dim_sliding)
+    throw UnsupportedError(cat(file.path(), ": ", read.key("attention.value_length"),
+                               " differs from key_length, which this version cannot run"));
+  const auto pattern = read.per_layer("attention.sliding_window_pattern", c.n_layers, 0, 1);
+  for (size_t i = 0; i < c.layers.size(); ++i)
+    c.layers[i] = {pattern[i] != 0, n_heads[i], n_kv_heads[i], pattern[i] != 0 ? dim_sliding : dim_global};
+  c.attn_scale = 1;
+  c.v_norm = true;
+  c.has_out_scale = true;
+  c.has_rope_factors = true;
+  c.rope_sliding = {read.number_or("rope.freq_base_swa", 1e4, kMinRopeBase, kMaxRopeBase), dim_sliding, 1};
+  c.rope_global = {read.number_or("rope.freq_base", 1e6, kMinRopeBase, kMaxRopeBase), dim_global, 1};
+  if (read.integer_or("rope.dimension_count", dim_global, 1, kMaxHeadDim) != dim_global ||
+      read.integer_or("rope.dimension_count_swa", dim_sliding, 1, kMaxHeadDim) != dim_sliding)
+    throw UnsupportedError(cat(file.path(), ": ", read.key("rope.dimension_count"),
+                               " differs from the head size, which this version cannot run"));
+}
+
+}  // namespace
+
+Config Config::from_gguf(const GgufFile& file) {
+  Config c;
+  c.architecture = std::string(file.get_string("general.architecture"));
+  if (c.architecture != "gemma3" && c.architecture != "gemma4")
+    throw UnsupportedError(cat(file.path(), ": general.architecture is \"", c.architecture,
+                               "\"; this version runs gemma3 and gemma4 text models"));
+  const Reader read(file, c.architecture);
+  read_common(c, file, read);
+  if (c.architecture == "gemma3")
+    read_gemma3(c, file, read);
+  else
+    read_gemma4(c, file, read);
+  check_heads(c, file, read);
+
+  const GgufTensor* embed = file.find_tensor("token_embd.weight");
+  if (embed == nullptr || embed->shape.size() != 2)
+    throw FormatError(cat(file.path(), ": the matrix token_embd.weight is missing; this is not a complete text model"));
+  c.n_vocab = embed->shape[1];
+  if (c.n_vocab > kMaxVocab)
+    throw FormatError(cat(file.path(), ": token_embd.weight has ", c.n_vocab, " rows, more than ", kMaxVocab));
+  if (file.find("tokenizer.ggml.suppress_tokens") != nullptr) {
+    for (const int64_t id : file.get_ints("tokenizer.ggml.suppress_tokens")) {
+      if (id < 0 || id >= c.n_vocab)
+        throw FormatError(cat(file.path(), ": tokenizer.ggml.suppress_tokens holds ", id, ", outside the vocabulary of ",
+                              c.n_vocab));
+      c.suppress_tokens.push_back(static_cast<int32_t>(id));
+    }
+  }
+  return c;
+}
+
+}  // namespace gemmule

@@ -1,0 +1,58 @@
+// The shape of a Gemma text model, read from GGUF metadata. One struct for Gemma 3 and Gemma 4: what differs between
+// them is data here, so that the forward pass needs no switch on the architecture.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "gguf/gguf_reader.h"
+
+namespace gemmule {
+
+// Limits on what a file may ask for; docs/FORMAT.md lists them.
+inline constexpr int64_t kMaxLayers = 1024;
+inline constexpr int64_t kMaxHeads = 1024;
+inline constexpr int64_t kMaxHeadDim = 1024;
+inline constexpr int64_t kMaxWidth = 1 << 20;      // d_model, d_ff
+inline constexpr int64_t kMaxVocab = 1 << 21;
+inline constexpr int64_t kMaxContext = 1 << 24;
+
+struct LayerConfig {
+  bool is_sliding = false;  // sees the last `window` positions only
+  int64_t n_heads = 0;
+  int64_t n_kv_heads = 0;
+  int64_t head_dim = 0;
+};
+
+// Rotary frequencies of one layer kind: pair i of a head turns by pos * freq[i]; pairs past n_rot stay.
+struct RopeConfig {
+  double base = 0;
+  int64_t head_dim = 0;
+  double position_scale = 1;  // Gemma 3 from 4B up divides the positions of global layers by 8
+};
+
+struct Config {
+  std::string architecture;  // "gemma3" or "gemma4"
+  int64_t n_layers = 0;
+  int64_t d_model = 0;
+  int64_t d_ff = 0;
+  int64_t n_vocab = 0;
+  int64_t n_ctx_train = 0;
+  int64_t window = 0;           // positions a sliding layer sees, the query included
+  float rms_eps = 0;
+  float embed_scale = 0;        // sqrt(d_model), in f32
+  float attn_scale = 0;         // Gemma 4: 1, the q and k norms replace it
+  float final_softcap = 0;      // 0: none
+  bool v_norm = false;          // Gemma 4 normalises values too, without a weight
+  bool has_out_scale = false;   // Gemma 4: one number per layer scales the whole stream
+  bool has_rope_factors = false;  // Gemma 4: rope_freqs.weight says which pairs of global layers turn
+  RopeConfig rope_sliding, rope_global;
+  std::vector<LayerConfig> layers;
+  std::vector<int32_t> suppress_tokens;  // ids whose logits have no meaning; never to be sampled
+
+  // Throws FormatError or UnsupportedError naming file and key.
+  static Config from_gguf(const GgufFile& file);
+};
+
+}  // namespace gemmule
