@@ -1,9 +1,9 @@
 // The interface between the model and the hardware. One call per line of the forward pass; rows in, rows out.
 // The model never learns which backend it has and a backend never learns the word "Gemma".
 //
-// Growth rules: an operation enters when the forward page needs a line for it; it takes any weight type; how the
-// activations are stored for a product is the backend's business. Nothing here may fail except `place` and
-// `alloc`, which throw; shapes are the caller's promise (the loader has checked them).
+// Growth rules: an operation enters when the forward page needs a line for it; it takes any weight type; how
+// the activations are stored for a product is the backend's business. Nothing here may fail except `place`
+// and `alloc`, which throw; shapes are the caller's promise (the loader has checked them).
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,9 @@ struct Rows {
 
   Rows first(int64_t n_rows) const { return {data, n_rows, cols}; }
   Rows from(int64_t row, int64_t n_rows) const { return {data + row * cols, n_rows, cols}; }
-  Rows as(int64_t n_rows, int64_t n_cols) const { return {data, n_rows, n_cols}; }  // same memory, other shape
+  Rows as(int64_t n_rows, int64_t n_cols) const {
+    return {data, n_rows, n_cols};
+  }  // same memory, other shape
 };
 
 // Keys and values of one layer of one sequence. Position p lives in slot p % ring.
@@ -31,9 +33,9 @@ struct KvView {
   DType dtype = DType::F16;  // F16 or F32
   int64_t n_kv_heads = 0;
   int64_t head_dim = 0;
-  int64_t ring = 0;        // slots, a multiple of 256
-  uint8_t* k = nullptr;    // [n_kv_heads][ring][head_dim]
-  uint8_t* v = nullptr;    // [n_kv_heads][ring][head_dim]
+  int64_t ring = 0;      // slots, a multiple of 256
+  uint8_t* k = nullptr;  // [n_kv_heads][ring][head_dim]
+  uint8_t* v = nullptr;  // [n_kv_heads][ring][head_dim]
 };
 
 // Consecutive rows of a step that belong to one sequence, with that sequence's cache for the layer at hand.
@@ -56,7 +58,8 @@ class Backend {
   virtual const char* isa() const = 0;
   virtual int n_threads() const = 0;
 
-  // Makes a weight usable by this backend: a view on the CPU, a copy elsewhere. The file outlives the backend.
+  // Makes a weight usable by this backend: a view on the CPU, a copy elsewhere. The file outlives the
+  // backend.
   virtual Tensor place(const Tensor& file_view) = 0;
   virtual Rows alloc(int64_t n_rows, int64_t cols) = 0;  // zeroed; lives as long as the backend
   // Called once after loading with the largest step: reserves everything later calls need.
@@ -79,11 +82,12 @@ class Backend {
   virtual void gated_gelu(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, Rows x) = 0;
   // Every head of every row: x = scale * rope(rms_norm(x, w)); w empty: a norm without weight.
   // cos, sin: [x.n][n_rot]; n_rot 0: no rotation. x is [n][n_heads * head_dim].
-  virtual void head_norm_rope(Rows x, int64_t head_dim, const Tensor& w, float eps, Rows cos, Rows sin, float scale) = 0;
+  virtual void head_norm_rope(Rows x, int64_t head_dim, const Tensor& w, float eps, Rows cos, Rows sin,
+                              float scale) = 0;
   // Stores rows k, v [n][n_kv_heads * head_dim] at their positions; v empty: nothing to store for v.
   virtual void kv_append(std::span<const KvRun> runs, Rows k, Rows v, std::span<const int64_t> pos) = 0;
-  // y [n][n_heads * head_dim]: softmax(q k) v over the positions lo[i] <= p < hi[i]; query head j reads key/value
-  // head j / (n_heads / n_kv_heads). q is already scaled.
+  // y [n][n_heads * head_dim]: softmax(q k) v over the positions lo[i] <= p < hi[i]; query head j reads
+  // key/value head j / (n_heads / n_kv_heads). q is already scaled.
   virtual void attend(Rows y, Rows q, std::span<const KvRun> runs, std::span<const int64_t> lo,
                       std::span<const int64_t> hi) = 0;
   virtual void scale(Rows x, float s) = 0;

@@ -37,7 +37,8 @@ py::list get_texts(const GgufFile& file, const std::string& key) {
     PyObject* text = PyUnicode_DecodeUTF8(item.data(), static_cast<Py_ssize_t>(item.size()), "strict");
     if (text == nullptr) {
       PyErr_Clear();
-      throw FormatError(cat(file.path(), ": item ", index, " of ", key, " is not valid UTF-8; the file is damaged"));
+      throw FormatError(
+          cat(file.path(), ": item ", index, " of ", key, " is not valid UTF-8; the file is damaged"));
     }
     items.append(py::reinterpret_steal<py::str>(text));
     ++index;
@@ -62,7 +63,8 @@ py::object get(const GgufFile& file, const std::string& key) {
       return py::float_(file.get_float(key));
     case ValueType::Array:
       if (value.element == ValueType::String) return get_texts(file, key);
-      if (value.element == ValueType::F32 || value.element == ValueType::F64) return to_array(file.get_floats(key));
+      if (value.element == ValueType::F32 || value.element == ValueType::F64)
+        return to_array(file.get_floats(key));
       return to_array(file.get_ints(key));
     default:
       return py::int_(file.get_int(key));
@@ -72,7 +74,8 @@ py::object get(const GgufFile& file, const std::string& key) {
 py::list tensors(const GgufFile& file) {
   py::list items;
   for (const GgufTensor& t : file.tensors())
-    items.append(py::make_tuple(t.name, dtype_name(t.dtype), py::tuple(py::cast(t.shape)), t.offset, t.n_bytes));
+    items.append(
+        py::make_tuple(t.name, dtype_name(t.dtype), py::tuple(py::cast(t.shape)), t.offset, t.n_bytes));
   return items;
 }
 
@@ -99,7 +102,8 @@ void bind_gguf(py::module_& m) {
       .def("type_of", &type_of, py::arg("key"), "\"u32\", \"string\", \"array[string] x 262144\", ...")
       .def("get", &get, py::arg("key"), "The value: int, float, bool, str, numpy array or list of str.")
       .def("get_token_bytes", &get_token_bytes, py::arg("key"), "A string array as raw bytes.")
-      .def("tensors", &tensors, "(name, type, shape with the contiguous dimension first, offset, bytes) of each tensor.");
+      .def("tensors", &tensors,
+           "(name, type, shape with the contiguous dimension first, offset, bytes) of each tensor.");
 }
 
 }  // namespace gemmule

@@ -1,4 +1,5 @@
-// Model, Session, Sampler and StopToken. Every call that computes releases the GIL first and then locks its session.
+// Model, Session, Sampler and StopToken. Every call that computes releases the GIL first and then locks its
+// session.
 #include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
@@ -22,7 +23,8 @@ using Tokens = py::array_t<int32_t, py::array::c_style>;
 using Floats = py::array_t<float, py::array::c_style>;
 
 std::span<const int32_t> span_of(const Tokens& tokens, const char* name) {
-  if (tokens.ndim() != 1) throw std::invalid_argument(cat(name, " must have one dimension, not ", tokens.ndim()));
+  if (tokens.ndim() != 1)
+    throw std::invalid_argument(cat(name, " must have one dimension, not ", tokens.ndim()));
   return {tokens.data(), static_cast<size_t>(tokens.size())};
 }
 
@@ -106,7 +108,8 @@ py::tuple append_score(LockedSession& self, const Tokens& tokens, const Tokens& 
   if (wanted.size() != ids.size()) throw std::invalid_argument("targets must be as long as tokens");
   if (top < 0 || top > n_vocab) throw std::invalid_argument(cat("top is ", top, "; choose 0 to ", n_vocab));
   for (const int32_t target : wanted)
-    if (target >= n_vocab) throw std::invalid_argument(cat("target ", target, " is outside the vocabulary of ", n_vocab));
+    if (target >= n_vocab)
+      throw std::invalid_argument(cat("target ", target, " is outside the vocabulary of ", n_vocab));
   const auto n = static_cast<py::ssize_t>(ids.size());
   Floats logprobs(n), top_values({n, static_cast<py::ssize_t>(top)});
   Tokens top_ids({n, static_cast<py::ssize_t>(top)});
@@ -126,7 +129,8 @@ py::tuple append_score(LockedSession& self, const Tokens& tokens, const Tokens& 
           continue;
         }
         int64_t n_rows = 1;
-        while (n_rows < kLogitRows && row + n_rows < hidden.n && wanted[static_cast<size_t>(first + row + n_rows)] >= 0)
+        while (n_rows < kLogitRows && row + n_rows < hidden.n &&
+               wanted[static_cast<size_t>(first + row + n_rows)] >= 0)
           ++n_rows;
         call.token()->check();
         const Rows z = gemma.logits(hidden.from(row, n_rows));
@@ -201,7 +205,8 @@ void append_together(const std::vector<LockedSession*>& sessions, const std::vec
     const auto span = span_of(piece, "tokens");
     ids.emplace_back(span.begin(), span.end());
   }
-  std::vector<LockedSession*> order = sessions;  // locked in address order, so that two such calls cannot deadlock
+  std::vector<LockedSession*> order =
+      sessions;  // locked in address order, so that two such calls cannot deadlock
   std::sort(order.begin(), order.end());
   if (std::adjacent_find(order.begin(), order.end()) != order.end())
     throw std::invalid_argument("append_together needs different sessions");
@@ -214,10 +219,11 @@ void append_together(const std::vector<LockedSession*>& sessions, const std::vec
   Session::append_together(plain, ids, call.token());
 }
 
-std::unique_ptr<Sampler> make_sampler(float temperature, int32_t top_k, float top_p, float min_p, float repeat_penalty,
-                                      float presence_penalty, float frequency_penalty,
-                                      const std::map<int32_t, float>& logit_bias, const std::vector<int32_t>& suppress,
-                                      uint64_t seed, int32_t n_logprobs) {
+std::unique_ptr<Sampler> make_sampler(float temperature, int32_t top_k, float top_p, float min_p,
+                                      float repeat_penalty, float presence_penalty, float frequency_penalty,
+                                      const std::map<int32_t, float>& logit_bias,
+                                      const std::vector<int32_t>& suppress, uint64_t seed,
+                                      int32_t n_logprobs) {
   const auto check = [](bool ok, const char* message) {
     if (!ok) throw std::invalid_argument(message);
   };
@@ -226,12 +232,15 @@ std::unique_ptr<Sampler> make_sampler(float temperature, int32_t top_k, float to
   check(top_p > 0 && top_p <= 1, "top_p must lie in (0, 1]");
   check(min_p >= 0 && min_p <= 1, "min_p must lie in [0, 1]");
   check(repeat_penalty > 0 && repeat_penalty <= 100, "repeat_penalty must lie in (0, 100]");
-  check(presence_penalty >= -100 && presence_penalty <= 100, "presence_penalty must lie between -100 and 100");
-  check(frequency_penalty >= -100 && frequency_penalty <= 100, "frequency_penalty must lie between -100 and 100");
-  SamplerOptions options{temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty,
-                         {}, suppress, seed, n_logprobs};
+  check(presence_penalty >= -100 && presence_penalty <= 100,
+        "presence_penalty must lie between -100 and 100");
+  check(frequency_penalty >= -100 && frequency_penalty <= 100,
+        "frequency_penalty must lie between -100 and 100");
+  SamplerOptions options{temperature,       top_k, top_p,    min_p, repeat_penalty, presence_penalty,
+                         frequency_penalty, {},    suppress, seed,  n_logprobs};
   for (const auto& [token, bias] : logit_bias) {
-    check(bias == bias && bias != std::numeric_limits<float>::infinity(), "logit_bias must not be NaN or +inf");
+    check(bias == bias && bias != std::numeric_limits<float>::infinity(),
+          "logit_bias must not be NaN or +inf");
     options.logit_bias.emplace_back(token, bias);
   }
   return std::make_unique<Sampler>(std::move(options));
@@ -239,7 +248,8 @@ std::unique_ptr<Sampler> make_sampler(float temperature, int32_t top_k, float to
 
 py::dict memory_plan(const GgufFile& file, int64_t n_ctx, const std::string& kv_type, int64_t n_ubatch) {
   const DType dtype = kv_dtype(kv_type);
-  if (n_ctx < 1 || n_ctx > kMaxContext) throw std::invalid_argument(cat("n_ctx is ", n_ctx, "; choose 1 to ", kMaxContext));
+  if (n_ctx < 1 || n_ctx > kMaxContext)
+    throw std::invalid_argument(cat("n_ctx is ", n_ctx, "; choose 1 to ", kMaxContext));
   const MemoryPlan plan = plan_memory(file, n_ctx, dtype, n_ubatch);
   py::dict out;
   out["weights"] = plan.weights;
@@ -267,28 +277,34 @@ void bind_model(py::module_& m) {
            py::arg("logit_bias") = std::map<int32_t, float>(), py::arg("suppress") = std::vector<int32_t>(),
            py::arg("seed") = 0, py::arg("n_logprobs") = -1);
 
+  // Declared before Model, whose signatures name it.
+  py::class_<LockedSession> session(m, "Session", "One timeline of tokens that keeps its keys and values.");
+
   py::class_<LoadedModel, std::shared_ptr<LoadedModel>>(m, "Model", "A loaded model; sessions share it.")
-      .def(py::init(&load_model), py::arg("path"), py::kw_only(), py::arg("n_threads") = 0, py::arg("isa") = "",
-           py::arg("n_ubatch") = 256)
-      .def_property_readonly("file",
-                             [](const LoadedModel& model) {
-                               return std::const_pointer_cast<GgufFile>(model.shared_file());
-                             })
-      .def_property_readonly("architecture", [](const LoadedModel& model) { return model.config().architecture; })
-      .def_property_readonly("name",
-                             [](const LoadedModel& model) {
-                               return std::string(model.file().string_or("general.name", ""));
-                             })
+      .def(py::init(&load_model), py::arg("path"), py::kw_only(), py::arg("n_threads") = 0,
+           py::arg("isa") = "", py::arg("n_ubatch") = 256)
+      .def_property_readonly(
+          "file",
+          [](const LoadedModel& model) { return std::const_pointer_cast<GgufFile>(model.shared_file()); })
+      .def_property_readonly("architecture",
+                             [](const LoadedModel& model) { return model.config().architecture; })
+      .def_property_readonly(
+          "name",
+          [](const LoadedModel& model) { return std::string(model.file().string_or("general.name", "")); })
       .def_property_readonly("n_layers", [](const LoadedModel& model) { return model.config().n_layers; })
       .def_property_readonly("d_model", [](const LoadedModel& model) { return model.config().d_model; })
       .def_property_readonly("n_vocab", [](const LoadedModel& model) { return model.config().n_vocab; })
-      .def_property_readonly("n_ctx_train", [](const LoadedModel& model) { return model.config().n_ctx_train; })
-      .def_property_readonly("suppress_tokens", [](const LoadedModel& model) { return model.config().suppress_tokens; })
+      .def_property_readonly("n_ctx_train",
+                             [](const LoadedModel& model) { return model.config().n_ctx_train; })
+      .def_property_readonly("suppress_tokens",
+                             [](const LoadedModel& model) { return model.config().suppress_tokens; })
       .def_property_readonly("n_params", &LoadedModel::n_params)
       .def_property_readonly("weight_bytes", &LoadedModel::weight_bytes)
       .def_property_readonly("n_ubatch", &LoadedModel::n_ubatch)
-      .def_property_readonly("n_threads", [](const LoadedModel& model) { return model.backend().n_threads(); })
-      .def_property_readonly("isa", [](const LoadedModel& model) { return std::string(model.backend().isa()); })
+      .def_property_readonly("n_threads",
+                             [](const LoadedModel& model) { return model.backend().n_threads(); })
+      .def_property_readonly("isa",
+                             [](const LoadedModel& model) { return std::string(model.backend().isa()); })
       .def(
           "session",
           [](std::shared_ptr<LoadedModel> model, int64_t n_ctx, const std::string& kv_type) {
@@ -296,34 +312,37 @@ void bind_model(py::module_& m) {
           },
           py::kw_only(), py::arg("n_ctx"), py::arg("kv_type") = "f16");
 
-  py::class_<LockedSession>(m, "Session", "One timeline of tokens that keeps its keys and values.")
-      .def_property_readonly("n_ctx", [](const LockedSession& s) { return s.session.n_ctx(); })
+  session.def_property_readonly("n_ctx", [](const LockedSession& s) { return s.session.n_ctx(); })
       .def_property_readonly("kv_bytes", [](const LockedSession& s) { return s.session.kv_bytes(); })
-      .def_property_readonly("n_tokens",
-                             [](LockedSession& s) { return s.with([](Session& x) { return x.tokens().size(); }); })
+      .def_property_readonly(
+          "n_tokens", [](LockedSession& s) { return s.with([](Session& x) { return x.tokens().size(); }); })
       .def_property_readonly("tokens", &session_tokens)
       .def("append", &append, py::arg("tokens").noconvert(), py::kw_only(), py::arg("stop") = nullptr,
            py::arg("progress") = py::none(), "Run tokens; all are kept or, on an exception, none.")
       .def("logits", &logits, "float32 [n_vocab] of the last token.")
-      .def("append_logits", &append_logits, py::arg("tokens").noconvert(), py::kw_only(), py::arg("stop") = nullptr,
-           "Run tokens and return float32 [n, n_vocab].")
-      .def("append_hidden", &append_hidden, py::arg("tokens").noconvert(), py::kw_only(), py::arg("stop") = nullptr,
+      .def("append_logits", &append_logits, py::arg("tokens").noconvert(), py::kw_only(),
+           py::arg("stop") = nullptr, "Run tokens and return float32 [n, n_vocab].")
+      .def("append_hidden", &append_hidden, py::arg("tokens").noconvert(), py::kw_only(),
+           py::arg("stop") = nullptr,
            "Run tokens and return the hidden states after the last norm, float32 [n, d_model].")
-      .def("append_score", &append_score, py::arg("tokens").noconvert(), py::arg("targets").noconvert(), py::kw_only(),
-           py::arg("top") = 0, py::arg("stop") = nullptr,
-           "Run tokens; log-probability of targets[i] after tokens[i] (targets < 0: nan) and the top alternatives.")
+      .def("append_score", &append_score, py::arg("tokens").noconvert(), py::arg("targets").noconvert(),
+           py::kw_only(), py::arg("top") = 0, py::arg("stop") = nullptr,
+           "Run tokens; log-probability of targets[i] after tokens[i] (targets < 0: nan) and the top "
+           "alternatives.")
       .def("append_taps", &append_taps, py::arg("tokens").noconvert(), py::arg("names"),
-           "Run tokens and return named intermediates: embed, attn_heads.i, attn_out.i, ffn_out.i, layer_out.i, "
+           "Run tokens and return named intermediates: embed, attn_heads.i, attn_out.i, ffn_out.i, "
+           "layer_out.i, "
            "output_norm.")
       .def("sample", &sample, py::arg("sampler"), py::arg("n_prompt") = 0,
            "(token, log-probability, alternatives) drawn from the logits of the last token; does not append.")
-      .def("rewind", [](LockedSession& s, int64_t n) { s.with([n](Session& x) { x.rewind(n); }); }, py::arg("n"),
-           "Keep the first n tokens.");
+      .def(
+          "rewind", [](LockedSession& s, int64_t n) { s.with([n](Session& x) { x.rewind(n); }); },
+          py::arg("n"), "Keep the first n tokens.");
 
   m.def("append_together", &append_together, py::arg("sessions"), py::arg("pieces"),
         "Append one piece of tokens to each of several sessions of a model in one shared step.");
-  m.def("memory_plan", &memory_plan, py::arg("file"), py::kw_only(), py::arg("n_ctx"), py::arg("kv_type") = "f16",
-        py::arg("n_ubatch") = 256, "Bytes a model needs, from its header alone.");
+  m.def("memory_plan", &memory_plan, py::arg("file"), py::kw_only(), py::arg("n_ctx"),
+        py::arg("kv_type") = "f16", py::arg("n_ubatch") = 256, "Bytes a model needs, from its header alone.");
 }
 
 }  // namespace gemmule

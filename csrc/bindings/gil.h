@@ -9,8 +9,8 @@
 
 namespace gemmule {
 
-// The stop token of one call: follows the caller's token and, on the main thread, pending signals, so that Ctrl-C
-// interrupts a long computation. Taking the GIL is rationed to every 20 ms.
+// The stop token of one call: follows the caller's token and, on the main thread, pending signals, so that
+// Ctrl-C interrupts a long computation. Taking the GIL is rationed to every 20 ms.
 class CallStop {
  public:
   explicit CallStop(const StopToken* user) {

@@ -1,4 +1,5 @@
-// gemmule._core: the extension module. Errors, machine facts and the file view live here; models in bind_model.cpp.
+// gemmule._core: the extension module. Errors, machine facts and the file view live here; models in
+// bind_model.cpp.
 #include "bindings/module.h"
 
 #include <pybind11/numpy.h>
@@ -55,7 +56,8 @@ const DTypeInfo& dtype_named(const std::string& name) {
 py::array_t<float> dequantize(const py::array_t<uint8_t, py::array::c_style>& data, const std::string& type) {
   const DTypeInfo& info = dtype_named(type);
   if (data.size() % info.block_bytes != 0)
-    throw std::invalid_argument(cat(data.size(), " bytes are not whole ", type, " blocks of ", info.block_bytes));
+    throw std::invalid_argument(
+        cat(data.size(), " bytes are not whole ", type, " blocks of ", info.block_bytes));
   py::array_t<float> out(data.size() / info.block_bytes * info.block_size);
   const uint8_t* src = data.data();
   float* dst = out.mutable_data();
@@ -68,7 +70,8 @@ py::array_t<float> dequantize(const py::array_t<uint8_t, py::array::c_style>& da
 py::array_t<uint8_t> quantize(const py::array_t<float, py::array::c_style>& array, const std::string& type) {
   const DTypeInfo& info = dtype_named(type);
   if (array.size() % info.block_size != 0)
-    throw std::invalid_argument(cat(array.size(), " numbers are not whole ", type, " blocks of ", info.block_size));
+    throw std::invalid_argument(
+        cat(array.size(), " numbers are not whole ", type, " blocks of ", info.block_size));
   py::array_t<uint8_t> out(array.size() / info.block_size * info.block_bytes);
   const float* src = array.data();
   uint8_t* dst = out.mutable_data();
@@ -124,6 +127,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         "uint8 blocks of a tensor type -> float32, one dimension.");
   m.def("quantize", &gemmule::quantize, py::arg("array").noconvert(), py::arg("type"),
         "float32 numbers -> uint8 blocks of a tensor type, one dimension.");
-  m.def("cpu_info", &gemmule::cpu_info, "Instruction-set levels of this build and what this machine can run.");
+  m.def("cpu_info", &gemmule::cpu_info,
+        "Instruction-set levels of this build and what this machine can run.");
   m.def("build_info", &gemmule::build_info, "Version, build type and compiler of the extension.");
 }

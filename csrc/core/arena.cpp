@@ -13,7 +13,8 @@ Arena::Arena(int64_t n_bytes) : size_(n_bytes) {
   void* block = mmap(nullptr, static_cast<size_t>(n_bytes), PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (block == MAP_FAILED)
-    throw NotEnoughMemoryError(cat("the system refused ", n_bytes, " bytes; use a smaller context or another model"));
+    throw NotEnoughMemoryError(
+        cat("the system refused ", n_bytes, " bytes; use a smaller context or another model"));
   data_ = static_cast<uint8_t*>(block);
 }
 

@@ -25,7 +25,7 @@ inline uint16_t f32_to_f16(float value) {
   if (magnitude > 0x7f800000u)  // NaN stays a quiet NaN with its top bits, as the F16C instructions do
     return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to infinity
-  if (magnitude < 0x38800000u) {                                                // subnormal f16
+  if (magnitude < 0x38800000u) {                                               // subnormal f16
     // Adding 0.5 puts the f16 unit (2^-24) in the last place of the f32, so the addition rounds.
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u));

@@ -1,5 +1,6 @@
-// Cancellation. A caller sets the flag from any thread; long calls ask `check()` once per layer and piece of work.
-// The poll function lets a binding look for pending signals (Ctrl-C) without the core knowing about Python.
+// Cancellation. A caller sets the flag from any thread; long calls ask `check()` once per layer and piece of
+// work. The poll function lets a binding look for pending signals (Ctrl-C) without the core knowing about
+// Python.
 #pragma once
 
 #include <atomic>
@@ -15,12 +16,14 @@ class StopToken {
   void reset() noexcept { cancelled_.store(false, std::memory_order_relaxed); }
   bool cancelled() const noexcept { return cancelled_.load(std::memory_order_relaxed); }
 
-  // Called from `check()` by the thread that runs the computation; may throw. Set before the computation starts.
+  // Called from `check()` by the thread that runs the computation; may throw. Set before the computation
+  // starts.
   void set_poll(std::function<void()> poll) { poll_ = std::move(poll); }
 
   void check() const {
     if (poll_) poll_();
-    if (cancelled()) throw Cancelled("the computation was cancelled; the session keeps the tokens it had before");
+    if (cancelled())
+      throw Cancelled("the computation was cancelled; the session keeps the tokens it had before");
   }
 
  private:

@@ -1,7 +1,8 @@
-// A run: the caller publishes the jobs, takes jobs itself and waits until every job that was taken is finished. It does
-// not wait for workers that hold no job, so a worker that the system has preempted costs at most its current piece.
-// Idle workers spin for some microseconds, yield for a while, then sleep: a decode step keeps them awake between its
-// runs, an idle model costs no processor time, and on a busy machine the yields let the preempted thread run.
+// A run: the caller publishes the jobs, takes jobs itself and waits until every job that was taken is
+// finished. It does not wait for workers that hold no job, so a worker that the system has preempted costs at
+// most its current piece. Idle workers spin for some microseconds, yield for a while, then sleep: a decode
+// step keeps them awake between its runs, an idle model costs no processor time, and on a busy machine the
+// yields let the preempted thread run.
 #include "core/thread_pool.h"
 
 #if defined(__x86_64__)

@@ -1,6 +1,6 @@
-// A fixed set of worker threads owned by a backend. `run` hands jobs out one at a time from an atomic counter, so a
-// worker that the system preempts delays the others by at most the job it holds. Workers spin briefly between
-// calls, then yield, then park.
+// A fixed set of worker threads owned by a backend. `run` hands jobs out one at a time from an atomic
+// counter, so a worker that the system preempts delays the others by at most the job it holds. Workers spin
+// briefly between calls, then yield, then park.
 #pragma once
 
 #include <atomic>

@@ -1,5 +1,5 @@
-// A model that is ready to run: file, shape, weights, backend. Weights are used from the mapping; what a step needs
-// beyond them is reserved here once. Sessions share one model and take turns: `run` is the only way in.
+// A model that is ready to run: file, shape, weights, backend. Weights are used from the mapping; what a step
+// needs beyond them is reserved here once. Sessions share one model and take turns: `run` is the only way in.
 #pragma once
 
 #include <memory>
@@ -15,8 +15,8 @@
 namespace gemmule {
 
 struct LoadOptions {
-  int n_threads = 0;      // 0: the physical cores
-  std::string isa;        // empty: the best level this machine can run
+  int n_threads = 0;       // 0: the physical cores
+  std::string isa;         // empty: the best level this machine can run
   int64_t n_ubatch = 256;  // rows of one step at most
 };
 inline constexpr int64_t kMaxUbatch = 4096;

@@ -30,7 +30,8 @@ int64_t cgroup_available() {
       {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"}};
   for (const auto& [limit_file, usage_file] : places) {
     int64_t limit = 0, usage = 0;
-    if ((std::ifstream(limit_file) >> limit) && (std::ifstream(usage_file) >> usage) && limit < (int64_t{1} << 60))
+    if ((std::ifstream(limit_file) >> limit) && (std::ifstream(usage_file) >> usage) &&
+        limit < (int64_t{1} << 60))
       return std::max<int64_t>(1, limit - usage);
   }
   return 0;

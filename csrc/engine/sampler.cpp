@@ -78,8 +78,8 @@ void Sampler::adjust(std::span<const int32_t> history, size_t n_prompt) {
     if (valid(token)) work_[static_cast<size_t>(token)] = kMinusInf;
 }
 
-// The k largest logits, best first, ties by token id. One pass with a rising threshold: after the first k entries few
-// of the 262,144 logits are looked at twice.
+// The k largest logits, best first, ties by token id. One pass with a rising threshold: after the first k
+// entries few of the 262,144 logits are looked at twice.
 void Sampler::keep_top_k() {
   const auto better = [](const Candidate& a, const Candidate& b) {
     return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
@@ -92,8 +92,8 @@ void Sampler::keep_top_k() {
     if (!(work_[i] > threshold) && threshold != kMinusInf) continue;
     candidates_.push_back({work_[i], static_cast<int32_t>(i)});
     if (k < work_.size() && candidates_.size() >= enough) {
-      std::nth_element(candidates_.begin(), candidates_.begin() + static_cast<ptrdiff_t>(k - 1), candidates_.end(),
-                       better);
+      std::nth_element(candidates_.begin(), candidates_.begin() + static_cast<ptrdiff_t>(k - 1),
+                       candidates_.end(), better);
       candidates_.resize(k);
       threshold = candidates_.back().logit;
     }
@@ -102,8 +102,8 @@ void Sampler::keep_top_k() {
   if (candidates_.size() > k) candidates_.resize(k);
 }
 
-// top-p: the fewest best candidates whose probabilities reach top_p; min-p: those with at least min_p times the
-// probability of the best. Both look at the distribution after temperature and top-k.
+// top-p: the fewest best candidates whose probabilities reach top_p; min-p: those with at least min_p times
+// the probability of the best. Both look at the distribution after temperature and top-k.
 void Sampler::keep_probable() {
   if (options_.top_p >= 1 && options_.min_p <= 0) return;
   double sum = 0;
@@ -124,14 +124,16 @@ Sampled Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
   float check = 0;  // 0 * x is NaN for infinities and NaN, and NaN stays
   for (const float x : logits) check += 0.0f * x;
   if (!(check == 0.0f))
-    throw Error(cat("the logits at position ", position, " are not finite; the weights are damaged, verify the file"));
+    throw Error(cat("the logits at position ", position,
+                    " are not finite; the weights are damaged, verify the file"));
   work_.assign(logits.begin(), logits.end());
   adjust(history, n_prompt);
 
   Sampled result;
   if (options_.temperature == 0) {
     result.token = static_cast<int32_t>(std::max_element(work_.begin(), work_.end()) - work_.begin());
-    if (work_[static_cast<size_t>(result.token)] == kMinusInf) throw Error("every token is suppressed; relax logit_bias");
+    if (work_[static_cast<size_t>(result.token)] == kMinusInf)
+      throw Error("every token is suppressed; relax logit_bias");
   } else {
     keep_top_k();
     while (!candidates_.empty() && candidates_.back().logit == kMinusInf) candidates_.pop_back();

@@ -1,6 +1,7 @@
-// From a row of logits to a token. The order is fixed: suppression and bias, penalties, temperature, top-k, top-p,
-// min-p, then a draw. The draw takes the candidate with the largest log-probability plus Gumbel noise that depends
-// only on (seed, position, token), so the text of a seed does not change with threads, batching or drafting.
+// From a row of logits to a token. The order is fixed: suppression and bias, penalties, temperature, top-k,
+// top-p, min-p, then a draw. The draw takes the candidate with the largest log-probability plus Gumbel noise
+// that depends only on (seed, position, token), so the text of a seed does not change with threads, batching
+// or drafting.
 #pragma once
 
 #include <cstdint>
@@ -11,23 +12,24 @@
 namespace gemmule {
 
 struct SamplerOptions {
-  float temperature = 1;  // 0: always the most likely token
-  int32_t top_k = 0;      // 0: off
-  float top_p = 1;        // 1: off
-  float min_p = 0;        // 0: off
-  float repeat_penalty = 1;     // 1: off; over the last kPenaltyWindow tokens
-  float presence_penalty = 0;   // over the generated tokens
-  float frequency_penalty = 0;  // over the generated tokens
+  float temperature = 1;                              // 0: always the most likely token
+  int32_t top_k = 0;                                  // 0: off
+  float top_p = 1;                                    // 1: off
+  float min_p = 0;                                    // 0: off
+  float repeat_penalty = 1;                           // 1: off; over the last kPenaltyWindow tokens
+  float presence_penalty = 0;                         // over the generated tokens
+  float frequency_penalty = 0;                        // over the generated tokens
   std::vector<std::pair<int32_t, float>> logit_bias;  // added to the logits; -inf forbids
   std::vector<int32_t> suppress;                      // never drawn
   uint64_t seed = 0;
-  int32_t n_logprobs = -1;  // report the drawn token's log-probability and this many alternatives; -1: neither
+  int32_t n_logprobs =
+      -1;  // report the drawn token's log-probability and this many alternatives; -1: neither
 };
 inline constexpr size_t kPenaltyWindow = 64;
 
 struct Sampled {
   int32_t token = 0;
-  float logprob = 0;                             // of the model's own distribution; NaN unless asked for
+  float logprob = 0;                           // of the model's own distribution; NaN unless asked for
   std::vector<std::pair<int32_t, float>> top;  // most likely tokens of that distribution, best first
 };
 
@@ -35,9 +37,11 @@ class Sampler {
  public:
   explicit Sampler(SamplerOptions options) : options_(std::move(options)) {}
 
-  // logits: [n_vocab], left unchanged. history: all tokens so far, of which the first n_prompt are the prompt.
-  // position: index the drawn token will have. Throws Error when the logits are not finite, naming the position.
-  Sampled sample(std::span<const float> logits, std::span<const int32_t> history, size_t n_prompt, int64_t position);
+  // logits: [n_vocab], left unchanged. history: all tokens so far, of which the first n_prompt are the
+  // prompt. position: index the drawn token will have. Throws Error when the logits are not finite, naming
+  // the position.
+  Sampled sample(std::span<const float> logits, std::span<const int32_t> history, size_t n_prompt,
+                 int64_t position);
 
   const SamplerOptions& options() const { return options_; }
 
@@ -51,7 +55,7 @@ class Sampler {
   void keep_probable();
 
   SamplerOptions options_;
-  std::vector<float> work_;             // logits after bias and penalties
+  std::vector<float> work_;            // logits after bias and penalties
   std::vector<Candidate> candidates_;  // best first once cut
 };
 

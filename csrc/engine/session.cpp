@@ -23,13 +23,14 @@ int64_t largest_context(const Config& config, DType kv_type, int64_t max_rows, i
 }
 
 int64_t checked_context(const LoadedModel& model, int64_t n_ctx, DType kv_type) {
-  if (n_ctx < 1 || n_ctx > kMaxContext) throw std::invalid_argument(cat("n_ctx is ", n_ctx, "; choose 1 to ", kMaxContext));
+  if (n_ctx < 1 || n_ctx > kMaxContext)
+    throw std::invalid_argument(cat("n_ctx is ", n_ctx, "; choose 1 to ", kMaxContext));
   const int64_t need = KvCache::plan_bytes(model.config(), n_ctx, kv_type, model.n_ubatch());
   const int64_t have = available_memory();
   if (have > 0 && need > have)
-    throw NotEnoughMemoryError(cat("a context of ", n_ctx, " needs ", need >> 20, " MiB for keys and values and ",
-                                   have >> 20, " MiB are free; n_ctx=",
-                                   largest_context(model.config(), kv_type, model.n_ubatch(), have), " fits"));
+    throw NotEnoughMemoryError(cat(
+        "a context of ", n_ctx, " needs ", need >> 20, " MiB for keys and values and ", have >> 20,
+        " MiB are free; n_ctx=", largest_context(model.config(), kv_type, model.n_ubatch(), have), " fits"));
   return n_ctx;
 }
 
@@ -43,19 +44,20 @@ void Session::check_room(std::span<const int32_t> tokens) const {
   const auto n = static_cast<int64_t>(tokens_.size() + tokens.size());
   if (n > n_ctx())
     throw ContextLengthError(
-        cat("the prompt needs ", n, " tokens and the context holds ", n_ctx(), "; shorten it or raise n_ctx"), n,
-        n_ctx());
+        cat("the prompt needs ", n, " tokens and the context holds ", n_ctx(), "; shorten it or raise n_ctx"),
+        n, n_ctx());
 }
 
 void Session::check_ids(std::span<const int32_t> tokens) const {
   const int64_t n_vocab = model_->config().n_vocab;
   for (size_t i = 0; i < tokens.size(); ++i)
     if (tokens[i] < 0 || tokens[i] >= n_vocab)
-      throw std::invalid_argument(cat("token ", i, " is ", tokens[i], ", outside the vocabulary of ", n_vocab));
+      throw std::invalid_argument(
+          cat("token ", i, " is ", tokens[i], ", outside the vocabulary of ", n_vocab));
 }
 
-void Session::append(std::span<const int32_t> tokens, const StopToken* stop, const Progress& progress, const Tap* tap,
-                     const Consume& consume) {
+void Session::append(std::span<const int32_t> tokens, const StopToken* stop, const Progress& progress,
+                     const Tap* tap, const Consume& consume) {
   check_room(tokens);
   check_ids(tokens);
   if (tokens.empty()) return;
@@ -72,8 +74,8 @@ void Session::append(std::span<const int32_t> tokens, const StopToken* stop, con
 }
 
 // Steps of at most n_ubatch rows; the model is free for other sessions between them.
-void Session::run_rows(std::span<const int32_t> tokens, int64_t pos, const StopToken* stop, const Progress& progress,
-                       const Tap* tap, const Consume& consume) {
+void Session::run_rows(std::span<const int32_t> tokens, int64_t pos, const StopToken* stop,
+                       const Progress& progress, const Tap* tap, const Consume& consume) {
   const auto n = static_cast<int64_t>(tokens.size());
   for (int64_t first = 0; first < n;) {
     const int64_t rows = std::min(model_->n_ubatch(), n - first);
@@ -130,8 +132,8 @@ void Session::replay(const StopToken* stop) {
   run_rows(tokens_, 0, stop, {}, nullptr, [](Gemma4&, int64_t, Rows) {});
 }
 
-void Session::append_together(std::span<Session* const> sessions, std::span<const std::vector<int32_t>> pieces,
-                              const StopToken* stop) {
+void Session::append_together(std::span<Session* const> sessions,
+                              std::span<const std::vector<int32_t>> pieces, const StopToken* stop) {
   std::vector<int32_t> tokens;
   std::vector<int64_t> positions;
   std::vector<Batch::Sequence> sequences;
@@ -139,21 +141,26 @@ void Session::append_together(std::span<Session* const> sessions, std::span<cons
     Session& session = *sessions[s];
     session.check_room(pieces[s]);
     session.check_ids(pieces[s]);
-    if (session.model_ != sessions[0]->model_) throw std::invalid_argument("append_together needs sessions of one model");
-    if (pieces[s].empty()) throw std::invalid_argument("append_together needs at least one token for every session");
+    if (session.model_ != sessions[0]->model_)
+      throw std::invalid_argument("append_together needs sessions of one model");
+    if (pieces[s].empty())
+      throw std::invalid_argument("append_together needs at least one token for every session");
     session.replay(stop);
     const auto first = static_cast<int64_t>(session.tokens_.size());
-    sequences.push_back({static_cast<int64_t>(tokens.size()), static_cast<int64_t>(pieces[s].size()), &session.kv_});
+    sequences.push_back(
+        {static_cast<int64_t>(tokens.size()), static_cast<int64_t>(pieces[s].size()), &session.kv_});
     for (size_t i = 0; i < pieces[s].size(); ++i) positions.push_back(first + static_cast<int64_t>(i));
     tokens.insert(tokens.end(), pieces[s].begin(), pieces[s].end());
   }
   LoadedModel& model = *sessions[0]->model_;
   if (static_cast<int64_t>(tokens.size()) > model.n_ubatch())
-    throw std::invalid_argument(cat("append_together takes at most n_ubatch = ", model.n_ubatch(), " tokens at once"));
+    throw std::invalid_argument(
+        cat("append_together takes at most n_ubatch = ", model.n_ubatch(), " tokens at once"));
   for (size_t s = 0; s < sessions.size(); ++s) {
     Session& session = *sessions[s];
     session.logits_.clear();
-    session.n_written_ = std::max(session.n_written_, static_cast<int64_t>(session.tokens_.size() + pieces[s].size()));
+    session.n_written_ =
+        std::max(session.n_written_, static_cast<int64_t>(session.tokens_.size() + pieces[s].size()));
   }
   model.run([&](Gemma4& gemma) {
     const Rows hidden = gemma.forward({tokens, positions, sequences}, stop, nullptr);

@@ -1,5 +1,5 @@
-// One timeline of tokens that keeps its keys and values. A session is used by one thread at a time (the bindings
-// lock it); several sessions share a model and take turns step by step.
+// One timeline of tokens that keeps its keys and values. A session is used by one thread at a time (the
+// bindings lock it); several sessions share a model and take turns step by step.
 #pragma once
 
 #include <functional>
@@ -26,26 +26,28 @@ class Session {
 
   // Called with (rows done, rows in all) after every step.
   using Progress = std::function<void(int64_t, int64_t)>;
-  // Receives the final hidden states of rows [first, first + hidden.n) of the appended tokens, with the model held.
+  // Receives the final hidden states of rows [first, first + hidden.n) of the appended tokens, with the model
+  // held.
   using Consume = std::function<void(Gemma4& gemma, int64_t first, Rows hidden)>;
 
   // Runs `tokens` after what the session holds. Either all of them are kept or, on any exception, none.
   // Throws ContextLengthError before anything runs, Cancelled, FormatError (file cut meanwhile).
-  void append(std::span<const int32_t> tokens, const StopToken* stop, const Progress& progress, const Tap* tap = nullptr,
-              const Consume& consume = {});
+  void append(std::span<const int32_t> tokens, const StopToken* stop, const Progress& progress,
+              const Tap* tap = nullptr, const Consume& consume = {});
 
   // logits of the last token [n_vocab]; throws Error on an empty session.
   std::span<const float> logits();
 
   Sampled sample(Sampler& sampler, size_t n_prompt);
 
-  // Keeps the first n tokens. Where a sliding window has already been overwritten, the next append first re-reads
-  // the kept tokens.
+  // Keeps the first n tokens. Where a sliding window has already been overwritten, the next append first
+  // re-reads the kept tokens.
   void rewind(int64_t n);
 
-  // Appends one piece to each of several sessions of one model in shared steps. Gives the same bits as one by one.
-  static void append_together(std::span<Session* const> sessions, std::span<const std::vector<int32_t>> pieces,
-                              const StopToken* stop);
+  // Appends one piece to each of several sessions of one model in shared steps. Gives the same bits as one by
+  // one.
+  static void append_together(std::span<Session* const> sessions,
+                              std::span<const std::vector<int32_t>> pieces, const StopToken* stop);
 
  private:
   void check_room(std::span<const int32_t> tokens) const;
@@ -58,10 +60,11 @@ class Session {
   std::shared_ptr<LoadedModel> model_;
   KvCache kv_;
   std::vector<int32_t> tokens_;
-  int64_t n_stored_ = 0;   // tokens whose keys and values are valid; less than tokens_.size() after a deep rewind
-  int64_t n_written_ = 0;  // one past the highest position ever stored
+  int64_t n_stored_ =
+      0;  // tokens whose keys and values are valid; less than tokens_.size() after a deep rewind
+  int64_t n_written_ = 0;           // one past the highest position ever stored
   std::vector<int64_t> positions_;  // of the rows of a step
-  std::vector<float> logits_;  // of the last token; empty: not computed
+  std::vector<float> logits_;       // of the last token; empty: not computed
 };
 
 }  // namespace gemmule

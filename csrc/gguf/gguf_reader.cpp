@@ -25,14 +25,13 @@ constexpr uint64_t kMinEntryBytes = 8 + 1 + 4 + 1;           // key length, key,
 constexpr uint64_t kMinTensorBytes = 8 + 1 + 4 + 8 + 4 + 8;  // name, n_dims, one dimension, type, offset
 constexpr uint64_t kMinStringBytes = 8;
 constexpr uint64_t kMinArrayBytes = 4 + 8;
-constexpr uint64_t kMaxNames = uint64_t{1} << 20;  // keys, and tensors
+constexpr uint64_t kMaxNames = uint64_t{1} << 18;  // keys, and tensors; more would take a second to sort
 constexpr uint64_t kMaxNameBytes = 64 * 1024;
 constexpr int kMaxArrayDepth = 4;
 constexpr uint32_t kMaxDims = 4;
 constexpr uint64_t kMinAlignment = 8;
 constexpr uint64_t kMaxAlignment = uint64_t{1} << 20;
-constexpr uint64_t kImageAlignment =
-    32;  // of a GGUF image inside a larger file, so that its tensors are aligned
+constexpr uint64_t kImageAlignment = 32;  // of an image inside a larger file: keeps its tensors aligned
 constexpr uint64_t kMaxItems = uint64_t{1} << 24;  // of an array that a getter copies out
 constexpr uint64_t kMaxInt64 = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
 

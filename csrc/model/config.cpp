@@ -1,5 +1,5 @@
-// Metadata -> Config. Every value is read with its range; anything the forward pass does not implement is refused
-// here, by key, so that no unsupported variant can run and merely sound fluent.
+// Metadata -> Config. Every value is read with its range; anything the forward pass does not implement is
+// refused here, by key, so that no unsupported variant can run and merely sound fluent.
 #include "model/config.h"
 
 #include <cmath>
@@ -38,7 +38,8 @@ class Reader {
       return std::vector<int64_t>(static_cast<size_t>(n_layers), integer(name, low, high));
     std::vector<int64_t> values = file_.get_ints(key(name));
     if (static_cast<int64_t>(values.size()) != n_layers)
-      throw FormatError(cat(file_.path(), ": ", key(name), " has ", values.size(), " values for ", n_layers, " layers"));
+      throw FormatError(
+          cat(file_.path(), ": ", key(name), " has ", values.size(), " values for ", n_layers, " layers"));
     for (const int64_t v : values) checked(key(name), v, low, high);
     return values;
   }
@@ -46,7 +47,8 @@ class Reader {
     const GgufValue* value = file_.find(key(name));
     if (value == nullptr) return;
     if (value->type != ValueType::Array && file_.get_int(key(name)) == 0) return;
-    throw UnsupportedError(cat(file_.path(), ": ", key(name), " asks for ", what, ", which this version cannot run"));
+    throw UnsupportedError(
+        cat(file_.path(), ": ", key(name), " asks for ", what, ", which this version cannot run"));
   }
 
  private:
@@ -87,36 +89,43 @@ void check_heads(const Config& c, const GgufFile& file, const Reader& read) {
   for (size_t i = 0; i < c.layers.size(); ++i) {
     const LayerConfig& layer = c.layers[i];
     if (layer.n_heads % layer.n_kv_heads != 0)
-      throw FormatError(cat(file.path(), ": ", read.key("attention.head_count"), " ", layer.n_heads, " of layer ", i,
-                            " is not a multiple of head_count_kv ", layer.n_kv_heads));
+      throw FormatError(cat(file.path(), ": ", read.key("attention.head_count"), " ", layer.n_heads,
+                            " of layer ", i, " is not a multiple of head_count_kv ", layer.n_kv_heads));
     if (layer.head_dim % 8 != 0)
       throw UnsupportedError(cat(file.path(), ": ", read.key("attention.key_length"), " ", layer.head_dim,
                                  " is not a multiple of 8, which this version needs"));
   }
 }
 
-// Gemma 3: every sixth layer is global; all heads alike. Values that Gemma 3 files leave out are the published ones.
+// Gemma 3: every sixth layer is global; all heads alike. Values that Gemma 3 files leave out are the
+// published ones.
 void read_gemma3(Config& c, const GgufFile& file, const Reader& read) {
   const auto n_heads = read.per_layer("attention.head_count", c.n_layers, 1, kMaxHeads);
   const auto n_kv_heads = read.per_layer("attention.head_count_kv", c.n_layers, 1, kMaxHeads);
   const int64_t head_dim = read.integer("attention.key_length", 8, kMaxHeadDim);
   if (read.integer_or("attention.value_length", head_dim, 8, kMaxHeadDim) != head_dim)
-    throw UnsupportedError(cat(file.path(), ": ", read.key("attention.value_length"), " differs from key_length ",
-                               head_dim, ", which this version cannot run"));
+    throw UnsupportedError(cat(file.path(), ": ", read.key("attention.value_length"),
+                               " differs from key_length ", head_dim, ", which this version cannot run"));
   constexpr size_t kPattern = 6;
   for (size_t i = 0; i < c.layers.size(); ++i)
     c.layers[i] = {(i + 1) % kPattern != 0, n_heads[i], n_kv_heads[i], head_dim};
   // 27B divides by d_model / n_heads instead of head_dim; it is the one with 62 layers.
   constexpr int64_t kLayers27B = 62;
-  const double query_scale = c.n_layers == kLayers27B ? static_cast<double>(c.d_model) / static_cast<double>(n_heads[0])
-                                                      : static_cast<double>(head_dim);
+  const double query_scale = c.n_layers == kLayers27B
+                                 ? static_cast<double>(c.d_model) / static_cast<double>(n_heads[0])
+                                 : static_cast<double>(head_dim);
   c.attn_scale = static_cast<float>(1.0 / std::sqrt(query_scale));
+  const std::string_view scaling = file.string_or(read.key("rope.scaling.type"), "none");
+  if (scaling != "none" && scaling != "linear")
+    throw UnsupportedError(cat(file.path(), ": ", read.key("rope.scaling.type"), " is \"", scaling,
+                               "\"; this version runs \"none\" and \"linear\""));
   c.rope_sliding = {read.number_or("rope.freq_base_swa", 1e4, kMinRopeBase, kMaxRopeBase), head_dim, 1};
   c.rope_global = {read.number_or("rope.freq_base", 1e6, kMinRopeBase, kMaxRopeBase), head_dim,
                    1 / read.number_or("rope.scaling.factor", 1, 1, 1e4)};
 }
 
-// Gemma 4 text as in 12B and 31B: the pattern, the head sizes and the key/value heads differ between layer kinds.
+// Gemma 4 text as in 12B and 31B: the pattern, the head sizes and the key/value heads differ between layer
+// kinds.
 void read_gemma4(Config& c, const GgufFile& file, const Reader& read) {
   const auto n_heads = read.per_layer("attention.head_count", c.n_layers, 1, kMaxHeads);
   const auto n_kv_heads = read.per_layer("attention.head_count_kv", c.n_layers, 1, kMaxHeads);
@@ -159,15 +168,24 @@ Config Config::from_gguf(const GgufFile& file) {
 
   const GgufTensor* embed = file.find_tensor("token_embd.weight");
   if (embed == nullptr || embed->shape.size() != 2)
-    throw FormatError(cat(file.path(), ": the matrix token_embd.weight is missing; this is not a complete text model"));
+    throw FormatError(
+        cat(file.path(), ": the matrix token_embd.weight is missing; this is not a complete text model"));
   c.n_vocab = embed->shape[1];
   if (c.n_vocab > kMaxVocab)
-    throw FormatError(cat(file.path(), ": token_embd.weight has ", c.n_vocab, " rows, more than ", kMaxVocab));
+    throw FormatError(
+        cat(file.path(), ": token_embd.weight has ", c.n_vocab, " rows, more than ", kMaxVocab));
+  for (const char* key : {"tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"}) {
+    const GgufValue* value = file.find(key);
+    if (value != nullptr &&
+        (value->type != ValueType::Array || static_cast<int64_t>(value->count) != c.n_vocab))
+      throw FormatError(cat(file.path(), ": ", key, " must be an array of ", c.n_vocab,
+                            " items, one per row of token_embd.weight"));
+  }
   if (file.find("tokenizer.ggml.suppress_tokens") != nullptr) {
     for (const int64_t id : file.get_ints("tokenizer.ggml.suppress_tokens")) {
       if (id < 0 || id >= c.n_vocab)
-        throw FormatError(cat(file.path(), ": tokenizer.ggml.suppress_tokens holds ", id, ", outside the vocabulary of ",
-                              c.n_vocab));
+        throw FormatError(cat(file.path(), ": tokenizer.ggml.suppress_tokens holds ", id,
+                              ", outside the vocabulary of ", c.n_vocab));
       c.suppress_tokens.push_back(static_cast<int32_t>(id));
     }
   }

@@ -1,5 +1,5 @@
-// The shape of a Gemma text model, read from GGUF metadata. One struct for Gemma 3 and Gemma 4: what differs between
-// them is data here, so that the forward pass needs no switch on the architecture.
+// The shape of a Gemma text model, read from GGUF metadata. One struct for Gemma 3 and Gemma 4: what differs
+// between them is data here, so that the forward pass needs no switch on the architecture.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace gemmule {
 inline constexpr int64_t kMaxLayers = 1024;
 inline constexpr int64_t kMaxHeads = 1024;
 inline constexpr int64_t kMaxHeadDim = 1024;
-inline constexpr int64_t kMaxWidth = 1 << 20;      // d_model, d_ff
+inline constexpr int64_t kMaxWidth = 1 << 20;  // d_model, d_ff
 inline constexpr int64_t kMaxVocab = 1 << 21;
 inline constexpr int64_t kMaxContext = 1 << 24;
 
@@ -39,13 +39,13 @@ struct Config {
   int64_t d_ff = 0;
   int64_t n_vocab = 0;
   int64_t n_ctx_train = 0;
-  int64_t window = 0;           // positions a sliding layer sees, the query included
+  int64_t window = 0;  // positions a sliding layer sees, the query included
   float rms_eps = 0;
-  float embed_scale = 0;        // sqrt(d_model), in f32
-  float attn_scale = 0;         // Gemma 4: 1, the q and k norms replace it
-  float final_softcap = 0;      // 0: none
-  bool v_norm = false;          // Gemma 4 normalises values too, without a weight
-  bool has_out_scale = false;   // Gemma 4: one number per layer scales the whole stream
+  float embed_scale = 0;          // sqrt(d_model), in f32
+  float attn_scale = 0;           // Gemma 4: 1, the q and k norms replace it
+  float final_softcap = 0;        // 0: none
+  bool v_norm = false;            // Gemma 4 normalises values too, without a weight
+  bool has_out_scale = false;     // Gemma 4: one number per layer scales the whole stream
   bool has_rope_factors = false;  // Gemma 4: rope_freqs.weight says which pairs of global layers turn
   RopeConfig rope_sliding, rope_global;
   std::vector<LayerConfig> layers;

@@ -6,9 +6,9 @@
 //                x *= out_scale                                             (Gemma 4)
 //   y = norm(x),  logits = cap * tanh(embed y / cap)                        (cap: Gemma 4)
 //
-// Sliding layers see the last `window` positions and keep a ring; global layers see all. In Gemma 4 the two kinds
-// also differ in head size, key/value heads and rotary angles, and where a global layer has no Wv its values are the
-// keys before their norm and rotation.
+// Sliding layers see the last `window` positions and keep a ring; global layers see all. In Gemma 4 the two
+// kinds also differ in head size, key/value heads and rotary angles, and where a global layer has no Wv its
+// values are the keys before their norm and rotation.
 #include "model/gemma4.h"
 
 #include <algorithm>
@@ -39,7 +39,8 @@ void Gemma4::attention(size_t i, const Batch& batch, const Tap* tap) {
   const LayerConfig& c = cfg_.layers[i];
   const int64_t q_width = c.n_heads * c.head_dim, kv_width = c.n_kv_heads * c.head_dim;
   const Rows x = s_.x.first(n_), h = s_.h.first(n_);
-  const Rows q = s_.q.as(n_, q_width), k = s_.k.as(n_, kv_width), v = s_.v.as(n_, kv_width), a = s_.a.as(n_, q_width);
+  const Rows q = s_.q.as(n_, q_width), k = s_.k.as(n_, kv_width), v = s_.v.as(n_, kv_width),
+             a = s_.a.as(n_, q_width);
   const Rows cos = s_.cos[c.is_sliding].first(n_), sin = s_.sin[c.is_sliding].first(n_);
 
   be_.rms_norm(h, x, l.attn_norm, cfg_.rms_eps);
@@ -55,7 +56,8 @@ void Gemma4::attention(size_t i, const Batch& batch, const Tap* tap) {
   be_.head_norm_rope(k, c.head_dim, l.k_norm, cfg_.rms_eps, cos, sin, 1);
   if (cfg_.v_norm) be_.head_norm_rope(v, c.head_dim, {}, cfg_.rms_eps, {}, {}, 1);
 
-  for (size_t r = 0; r < runs_.size(); ++r) runs_[r].kv = batch.sequences[r].kv->layer(static_cast<int64_t>(i));
+  for (size_t r = 0; r < runs_.size(); ++r)
+    runs_[r].kv = batch.sequences[r].kv->layer(static_cast<int64_t>(i));
   be_.kv_append(runs_, k, v, batch.pos);
   be_.attend(a, q, runs_, lo_[c.is_sliding], hi_);
   if (tap) (*tap)("attn_heads", static_cast<int64_t>(i), a);
@@ -84,7 +86,8 @@ Rows Gemma4::logits(Rows hidden) {
 // Where each row stands: its rotary angles, what it may see, and whose cache it writes.
 void Gemma4::place_rows(const Batch& batch) {
   n_ = static_cast<int64_t>(batch.tokens.size());
-  for (int kind = 0; kind < 2; ++kind) rope_angles(freq_[kind], batch.pos, s_.cos[kind].data, s_.sin[kind].data);
+  for (int kind = 0; kind < 2; ++kind)
+    rope_angles(freq_[kind], batch.pos, s_.cos[kind].data, s_.sin[kind].data);
   for (size_t i = 0; i < batch.pos.size(); ++i) {
     lo_[0][i] = 0;
     lo_[1][i] = std::max<int64_t>(0, batch.pos[i] - (cfg_.window - 1));
@@ -112,7 +115,8 @@ Widths widest(const Config& config) {
 
 }  // namespace
 
-Gemma4::Gemma4(const Config& config, const Weights& weights, Backend& backend, int64_t max_rows, int64_t max_logits)
+Gemma4::Gemma4(const Config& config, const Weights& weights, Backend& backend, int64_t max_rows,
+               int64_t max_logits)
     : cfg_(config), w_(weights), be_(backend) {
   const Widths w = widest(config);
   freq_[0] = rope_frequencies(config.rope_global, weights.rope_factors);
@@ -140,9 +144,11 @@ Gemma4::Gemma4(const Config& config, const Weights& weights, Backend& backend, i
 int64_t Gemma4::scratch_bytes(const Config& config, int64_t max_rows, int64_t max_logits) {
   const Widths w = widest(config);
   const int64_t widest_input = std::max({config.d_model, config.d_ff, w.q});
-  const int64_t floats = max_rows * (3 * config.d_model + 2 * w.q + 2 * w.kv + 2 * config.d_ff + 2 * w.head_dim) +
-                         max_logits * config.n_vocab;
-  return floats * static_cast<int64_t>(sizeof(float)) + max_rows * widest_input * 5 / 2;  // + the quantized inputs
+  const int64_t floats =
+      max_rows * (3 * config.d_model + 2 * w.q + 2 * w.kv + 2 * config.d_ff + 2 * w.head_dim) +
+      max_logits * config.n_vocab;
+  return floats * static_cast<int64_t>(sizeof(float)) +
+         max_rows * widest_input * 5 / 2;  // + the quantized inputs
 }
 
 }  // namespace gemmule

@@ -21,26 +21,28 @@ struct Batch {
     int64_t n_rows = 0;
     const KvCache* kv = nullptr;
   };
-  std::span<const int32_t> tokens;        // [n]
-  std::span<const int64_t> pos;           // [n] absolute position in the row's sequence
-  std::span<const Sequence> sequences;    // cover the rows in order
+  std::span<const int32_t> tokens;      // [n]
+  std::span<const int64_t> pos;         // [n] absolute position in the row's sequence
+  std::span<const Sequence> sequences;  // cover the rows in order
 };
 
-// Shown every named intermediate of a pass: name, layer (-1 outside layers), values [n, cols]. For tests and debugging.
+// Shown every named intermediate of a pass: name, layer (-1 outside layers), values [n, cols]. For tests and
+// debugging.
 using Tap = std::function<void(const char* name, int64_t layer, Rows values)>;
 
 class Gemma4 {
  public:
   // max_rows: rows of the largest batch; max_logits: rows of the largest `logits` call.
-  Gemma4(const Config& config, const Weights& weights, Backend& backend, int64_t max_rows, int64_t max_logits);
+  Gemma4(const Config& config, const Weights& weights, Backend& backend, int64_t max_rows,
+         int64_t max_logits);
 
-  // Runs the batch, stores its keys and values and returns the final hidden states [n, d_model], after the last norm.
-  // They are valid until the next call. Throws Cancelled; what the caches hold for the batch's positions is then
-  // undefined, earlier positions are untouched.
+  // Runs the batch, stores its keys and values and returns the final hidden states [n, d_model], after the
+  // last norm. They are valid until the next call. Throws Cancelled; what the caches hold for the batch's
+  // positions is then undefined, earlier positions are untouched.
   Rows forward(const Batch& batch, const StopToken* stop, const Tap* tap);
 
-  // hidden: up to max_logits rows of what `forward` returned -> logits [n, n_vocab], softcapped; valid until the next
-  // call.
+  // hidden: up to max_logits rows of what `forward` returned -> logits [n, n_vocab], softcapped; valid until
+  // the next call.
   Rows logits(Rows hidden);
 
   static int64_t scratch_bytes(const Config& config, int64_t max_rows, int64_t max_logits);
@@ -48,14 +50,14 @@ class Gemma4 {
  private:
   // Activations of a pass; n = rows of the batch.
   struct Buffers {
-    Rows x;          // [n, d_model]   residual stream
-    Rows h;          // [n, d_model]   normed input of a block, then its output
-    Rows q;          // [n, n_heads * head_dim] of the widest layer; so are the next three
-    Rows k, v;       // [n, n_kv_heads * head_dim]
-    Rows a;          // [n, n_heads * head_dim]
-    Rows gate, up;   // [n, d_ff]
-    Rows y;          // [n, d_model]   final hidden states
-    Rows logits;     // [max_logits, n_vocab]
+    Rows x;               // [n, d_model]   residual stream
+    Rows h;               // [n, d_model]   normed input of a block, then its output
+    Rows q;               // [n, n_heads * head_dim] of the widest layer; so are the next three
+    Rows k, v;            // [n, n_kv_heads * head_dim]
+    Rows a;               // [n, n_heads * head_dim]
+    Rows gate, up;        // [n, d_ff]
+    Rows y;               // [n, d_model]   final hidden states
+    Rows logits;          // [max_logits, n_vocab]
     Rows cos[2], sin[2];  // [n, n_rot] for global (0) and sliding (1) layers
   };
 
@@ -67,10 +69,10 @@ class Gemma4 {
   const Weights& w_;
   Backend& be_;
   Buffers s_;
-  std::vector<float> freq_[2];            // rotary frequencies: global, sliding
-  std::vector<int64_t> lo_[2], hi_;       // visible positions of each row: lo by layer kind
+  std::vector<float> freq_[2];       // rotary frequencies: global, sliding
+  std::vector<int64_t> lo_[2], hi_;  // visible positions of each row: lo by layer kind
   std::vector<KvRun> runs_;
-  int64_t n_ = 0;                         // rows of the current batch
+  int64_t n_ = 0;  // rows of the current batch
 };
 
 }  // namespace gemmule

@@ -5,7 +5,8 @@
 namespace gemmule {
 namespace {
 
-constexpr int64_t kChunk = 256;  // attention works in chunks of 256 positions, which must not wrap inside a ring
+constexpr int64_t kChunk =
+    256;  // attention works in chunks of 256 positions, which must not wrap inside a ring
 
 int64_t round_up(int64_t n) { return (n + kChunk - 1) / kChunk * kChunk; }
 
@@ -15,7 +16,8 @@ int64_t ring_of(bool is_sliding, int64_t window, int64_t n_ctx, int64_t max_rows
   return is_sliding ? std::min(whole, round_up(window - 1 + max_rows)) : whole;
 }
 
-int64_t layer_bytes(const Config& config, const LayerConfig& layer, int64_t n_ctx, DType dtype, int64_t max_rows) {
+int64_t layer_bytes(const Config& config, const LayerConfig& layer, int64_t n_ctx, DType dtype,
+                    int64_t max_rows) {
   const int64_t ring = ring_of(layer.is_sliding, config.window, n_ctx, max_rows);
   return 2 * ring * layer.n_kv_heads * layer.head_dim * dtype_info(dtype).block_bytes;
 }
@@ -24,7 +26,8 @@ int64_t layer_bytes(const Config& config, const LayerConfig& layer, int64_t n_ct
 
 int64_t KvCache::plan_bytes(const Config& config, int64_t n_ctx, DType dtype, int64_t max_rows) {
   int64_t n_bytes = 0;
-  for (const LayerConfig& layer : config.layers) n_bytes += layer_bytes(config, layer, n_ctx, dtype, max_rows);
+  for (const LayerConfig& layer : config.layers)
+    n_bytes += layer_bytes(config, layer, n_ctx, dtype, max_rows);
   return n_bytes;
 }
 

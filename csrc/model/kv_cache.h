@@ -1,5 +1,6 @@
-// Keys and values of one sequence. Sliding layers keep a ring of window + step positions, whatever the context;
-// global layers keep the whole context. Pages are taken from the system as positions are first written.
+// Keys and values of one sequence. Sliding layers keep a ring of window + step positions, whatever the
+// context; global layers keep the whole context. Pages are taken from the system as positions are first
+// written.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +21,8 @@ class KvCache {
   int64_t n_ctx() const { return n_ctx_; }
   int64_t size_bytes() const { return memory_.size(); }
 
-  // Whether positions [0, n) can be continued after positions up to `written` were stored: the sliding rings must
-  // still hold the last window before n.
+  // Whether positions [0, n) can be continued after positions up to `written` were stored: the sliding rings
+  // must still hold the last window before n.
   bool can_rewind(int64_t n, int64_t written) const;
 
   static int64_t plan_bytes(const Config& config, int64_t n_ctx, DType dtype, int64_t max_rows);

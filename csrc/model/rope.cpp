@@ -7,8 +7,9 @@
 namespace gemmule {
 namespace {
 
-// Cosine and sine in double precision for |x| < 2^24: subtract the nearest multiple of pi/2 (in two parts, so that
-// the product is exact enough), then Taylor polynomials on [-pi/4, pi/4], whose first left-out terms are below 1e-17.
+// Cosine and sine in double precision for |x| < 2^24: subtract the nearest multiple of pi/2 (in two parts, so
+// that the product is exact enough), then Taylor polynomials on [-pi/4, pi/4], whose first left-out terms are
+// below 1e-17.
 void sin_cos(double x, double* sin, double* cos) {
   constexpr double kTwoOverPi = 0.63661977236758134308;
   constexpr double kPiHalfHigh = 1.57079632673412561417;  // pi/2 with the last 20 bits zero
@@ -34,10 +35,18 @@ void sin_cos(double x, double* sin, double* cos) {
   c = c * r2 - 0.5;
   c = c * r2 + 1.0;
   switch (static_cast<int64_t>(quarter) & 3) {
-    case 0: *sin = s, *cos = c; break;
-    case 1: *sin = c, *cos = -s; break;
-    case 2: *sin = -s, *cos = -c; break;
-    default: *sin = -c, *cos = s; break;
+    case 0:
+      *sin = s, *cos = c;
+      break;
+    case 1:
+      *sin = c, *cos = -s;
+      break;
+    case 2:
+      *sin = -s, *cos = -c;
+      break;
+    default:
+      *sin = -c, *cos = s;
+      break;
   }
 }
 

@@ -15,13 +15,13 @@ class Binder {
 
   Tensor matrix(const std::string& name, int64_t rows, int64_t cols) {
     const GgufTensor& tensor = need(name);
-    if (tensor.shape.size() != 2 || tensor.shape[0] != cols || tensor.shape[1] != rows) wrong_shape(tensor, cols, rows);
+    if (tensor.shape.size() != 2 || tensor.shape[0] != cols || tensor.shape[1] != rows)
+      wrong_shape(tensor, cols, rows);
     return backend_.place(file_.view(tensor));
   }
-  Tensor vector(const std::string& name, int64_t n) {
-    return backend_.place(host_vector(name, n));
-  }
-  // A small F32 vector, read on the host; its numbers must be finite: a NaN here would poison every later result.
+  Tensor vector(const std::string& name, int64_t n) { return backend_.place(host_vector(name, n)); }
+  // A small F32 vector, read on the host; its numbers must be finite: a NaN here would poison every later
+  // result.
   Tensor host_vector(const std::string& name, int64_t n) {
     const GgufTensor& tensor = need(name);
     if (tensor.shape.size() != 1 || tensor.shape[0] != n) wrong_shape(tensor, n, 1);
@@ -40,7 +40,8 @@ class Binder {
   void refuse_unused() const {
     for (const GgufTensor& tensor : file_.tensors())
       if (!used_.contains(tensor.name))
-        throw UnsupportedError(cat(file_.path(), ": tensor ", tensor.name, " belongs to a variant this version cannot run"));
+        throw UnsupportedError(
+            cat(file_.path(), ": tensor ", tensor.name, " belongs to a variant this version cannot run"));
   }
 
  private:
@@ -54,8 +55,8 @@ class Binder {
   [[noreturn]] void wrong_shape(const GgufTensor& tensor, int64_t cols, int64_t rows) const {
     std::string found;
     for (const int64_t dim : tensor.shape) found += cat(found.empty() ? "" : ", ", dim);
-    throw FormatError(cat(file_.path(), ": tensor ", tensor.name, " has shape [", found, "], the metadata asks for [",
-                          cols, rows == 1 ? "" : cat(", ", rows), "]"));
+    throw FormatError(cat(file_.path(), ": tensor ", tensor.name, " has shape [", found,
+                          "], the metadata asks for [", cols, rows == 1 ? "" : cat(", ", rows), "]"));
   }
 
   const GgufFile& file_;

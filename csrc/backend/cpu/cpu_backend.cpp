@@ -1,5 +1,6 @@
-// Operations become runs of small jobs on the pool. A product is split over output rows only and attention over
-// query heads and tokens, never over a sum, so neither the number of threads nor the size of a job can change a bit.
+// Operations become runs of small jobs on the pool. A product is split over output rows only and attention
+// over query heads and tokens, never over a sum, so neither the number of threads nor the size of a job can
+// change a bit.
 #include "backend/cpu/cpu_backend.h"
 
 #include <algorithm>
@@ -16,8 +17,8 @@ namespace {
 
 // Below this many rows the rows of a norm are done by the caller: waking a worker costs more.
 constexpr int64_t kSerialRows = 4;
-// A job of a one-row product reads about this many bytes: long enough to stream, short enough that a preempted
-// worker holds little.
+// A job of a one-row product reads about this many bytes: long enough to stream, short enough that a
+// preempted worker holds little.
 constexpr int64_t kJobBytes = 128 * 1024;
 constexpr int64_t kJobRowsPrefill = 64;  // rows of a job when many tokens share them
 constexpr int64_t kRowsMultiple = 8;     // the kernels work on groups of 8 rows
@@ -35,7 +36,8 @@ ActKind act_kind(DType dtype) {
 
 int64_t job_rows(const Tensor& w, int64_t n_tokens, int n_threads) {
   int64_t rows = n_tokens < 4 ? kJobBytes / w.row_size() : kJobRowsPrefill;
-  rows = std::min(rows, w.rows / (4 * n_threads));  // at least four jobs a thread, where the matrix has the rows
+  rows =
+      std::min(rows, w.rows / (4 * n_threads));  // at least four jobs a thread, where the matrix has the rows
   return std::max(kRowsMultiple, rows / kRowsMultiple * kRowsMultiple);
 }
 
@@ -95,12 +97,15 @@ void CpuBackend::embed(Rows y, const Tensor& table, std::span<const int32_t> tok
 }
 
 void CpuBackend::rms_norm(Rows y, Rows x, const Tensor& w, float eps) {
-  each_row(x.n, [&](int64_t i) { kernels_.rms_norm(y.data + i * x.cols, x.data + i * x.cols, w.f32(), x.cols, eps); });
+  each_row(x.n, [&](int64_t i) {
+    kernels_.rms_norm(y.data + i * x.cols, x.data + i * x.cols, w.f32(), x.cols, eps);
+  });
 }
 
 void CpuBackend::add_rms_norm(Rows x, Rows y, const Tensor& w, float eps) {
-  each_row(x.n,
-           [&](int64_t i) { kernels_.add_rms_norm(x.data + i * x.cols, y.data + i * x.cols, w.f32(), x.cols, eps); });
+  each_row(x.n, [&](int64_t i) {
+    kernels_.add_rms_norm(x.data + i * x.cols, y.data + i * x.cols, w.f32(), x.cols, eps);
+  });
 }
 
 const ActRows& CpuBackend::Inputs::of(DType dtype) const {
@@ -128,7 +133,8 @@ CpuBackend::Inputs CpuBackend::prepare(Rows x, bool need_q8_32, bool need_q8_256
   return in;
 }
 
-void CpuBackend::multiply(const Product& product, const Inputs& in, int64_t row_begin, int64_t row_end, int thread) {
+void CpuBackend::multiply(const Product& product, const Inputs& in, int64_t row_begin, int64_t row_end,
+                          int thread) {
   const Tensor& w = product.w;
   kernels_.matmul[static_cast<size_t>(w.dtype)](w.data, w.row_size(), row_begin, row_end, in.of(w.dtype),
                                                 product.y.data, product.y.cols, scratch(thread));
@@ -179,7 +185,8 @@ void CpuBackend::head_norm_rope(Rows x, int64_t head_dim, const Tensor& w, float
     for (int64_t h = 0; h < n_heads; ++h) {
       float* head = x.data + i * x.cols + h * head_dim;
       kernels_.rms_norm(head, head, w ? w.f32() : nullptr, head_dim, eps);
-      if (cos.cols > 0) kernels_.rope(head, cos.data + i * cos.cols, sin.data + i * sin.cols, cos.cols, head_dim);
+      if (cos.cols > 0)
+        kernels_.rope(head, cos.data + i * cos.cols, sin.data + i * sin.cols, cos.cols, head_dim);
       if (scale != 1.0f) kernels_.scale(head, scale, head_dim);
     }
   });
@@ -213,7 +220,8 @@ void CpuBackend::attend(Rows y, Rows q, std::span<const KvRun> runs, std::span<c
     const KvView& kv = run.kv;
     const int64_t n_heads = q.cols / kv.head_dim;
     const int64_t group = n_heads / kv.n_kv_heads;  // query heads that share a key/value head
-    // Few rows: one job per query head, for the sake of all threads. Many: tiles of tokens that share a group.
+    // Few rows: one job per query head, for the sake of all threads. Many: tiles of tokens that share a
+    // group.
     const int64_t heads_per_job = run.n_rows * group <= 16 ? 1 : std::min(group, attend_rows_);
     const int64_t tokens_per_job = std::max<int64_t>(1, attend_rows_ / heads_per_job);
     const int64_t jobs_per_group = (group + heads_per_job - 1) / heads_per_job;

@@ -29,7 +29,8 @@ class CpuBackend final : public Backend {
   using Backend::matmul;
   void matmul(std::span<const Product> products, Rows x) override;
   void gated_gelu(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, Rows x) override;
-  void head_norm_rope(Rows x, int64_t head_dim, const Tensor& w, float eps, Rows cos, Rows sin, float scale) override;
+  void head_norm_rope(Rows x, int64_t head_dim, const Tensor& w, float eps, Rows cos, Rows sin,
+                      float scale) override;
   void kv_append(std::span<const KvRun> runs, Rows k, Rows v, std::span<const int64_t> pos) override;
   void attend(Rows y, Rows q, std::span<const KvRun> runs, std::span<const int64_t> lo,
               std::span<const int64_t> hi) override;
@@ -51,9 +52,9 @@ class CpuBackend final : public Backend {
   const KernelTable& kernels_;
   ThreadPool pool_;
   std::vector<Arena> buffers_;
-  Arena scratch_;              // [n_threads][scratch_bytes_]
+  Arena scratch_;  // [n_threads][scratch_bytes_]
   int64_t scratch_bytes_ = 0;
-  int64_t attend_rows_ = 64;   // query rows of one attention job at most
+  int64_t attend_rows_ = 64;  // query rows of one attention job at most
   int64_t max_rows_ = 0, max_cols_ = 0;
   Arena q32_, d32_, sums32_, q256_, d256_, sums256_;  // quantized input rows, see ActRows
 };

@@ -52,7 +52,8 @@ int physical_cores() {
       ++usable;
       const std::string folder = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
       int package = -1, core = -1;
-      if ((std::ifstream(folder + "physical_package_id") >> package) && (std::ifstream(folder + "core_id") >> core))
+      if ((std::ifstream(folder + "physical_package_id") >> package) &&
+          (std::ifstream(folder + "core_id") >> core))
         cores.emplace(package, core);
     }
     if (!cores.empty()) return static_cast<int>(cores.size());

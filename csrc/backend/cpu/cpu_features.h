@@ -4,7 +4,7 @@
 namespace gemmule {
 
 struct CpuFeatures {
-  bool avx2 = false;         // AVX2 + FMA + F16C with the ymm state saved by the system
+  bool avx2 = false;  // AVX2 + FMA + F16C with the ymm state saved by the system
   bool avx_vnni = false;
   bool avx512_vnni = false;  // F, CD, BW, DQ, VL and VNNI with the zmm state saved
   bool neon = false;

@@ -1,6 +1,6 @@
-// The only thing an instruction-set object exports: a table of kernels. All tables implement the numeric contract
-// of docs/DESIGN.md ("Numbers") and give the same bits. Kernels are noexcept, allocate nothing and cannot fail.
-// Included by kernel bodies, so only <cstddef> and <cstdint> may appear here.
+// The only thing an instruction-set object exports: a table of kernels. All tables implement the numeric
+// contract of docs/DESIGN.md ("Numbers") and give the same bits. Kernels are noexcept, allocate nothing and
+// cannot fail. Included by kernel bodies, so only <cstddef> and <cstdint> may appear here.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,8 @@
 
 namespace gemmule {
 
-// How a weight type wants its activations: as they are, or quantized to int8 with one scale per 32 or per 256.
+// How a weight type wants its activations: as they are, or quantized to int8 with one scale per 32 or per
+// 256.
 enum class ActKind : uint8_t { F32, Q8_32, Q8_256 };
 
 // n activation rows of k numbers in one of the three forms; the pointers of the other forms are null.
@@ -25,17 +26,18 @@ struct ActRows {
 };
 
 // y[t * y_stride + r] = dot(weight row r, activation row t) for r in [row_begin, row_end) and t in [0, x.n).
-// `w` is row 0 of the matrix, `w_stride` its bytes per row. `scratch` is private to the thread and 64-byte aligned.
-using MatmulFn = void (*)(const uint8_t* w, int64_t w_stride, int64_t row_begin, int64_t row_end, const ActRows& x,
-                          float* y, int64_t y_stride, void* scratch) noexcept;
+// `w` is row 0 of the matrix, `w_stride` its bytes per row. `scratch` is private to the thread and 64-byte
+// aligned.
+using MatmulFn = void (*)(const uint8_t* w, int64_t w_stride, int64_t row_begin, int64_t row_end,
+                          const ActRows& x, float* y, int64_t y_stride, void* scratch) noexcept;
 
 // Attention of some query heads that share one key/value head, for n_tokens rows of one sequence.
-//   q    [n_tokens][q_stride] f32: head h of token t starts at t * q_stride + h * head_dim; scale already applied
-//   out  [n_tokens][out_stride] f32, heads placed as in q
-//   k, v [ring][head_dim] of this key/value head, f16 (as bits) or f32; position p lives in slot p % ring
-//   lo, hi [n_tokens]: token t sees the positions lo[t] <= p < hi[t]; lo < hi
-// Positions are cut in chunks of 256 anchored at absolute position 0 and combined in ascending order, whatever the
-// ring, so that the result does not depend on the cache layout or on the company of other rows.
+//   q    [n_tokens][q_stride] f32: head h of token t starts at t * q_stride + h * head_dim; scale already
+//   applied out  [n_tokens][out_stride] f32, heads placed as in q k, v [ring][head_dim] of this key/value
+//   head, f16 (as bits) or f32; position p lives in slot p % ring lo, hi [n_tokens]: token t sees the
+//   positions lo[t] <= p < hi[t]; lo < hi
+// Positions are cut in chunks of 256 anchored at absolute position 0 and combined in ascending order,
+// whatever the ring, so that the result does not depend on the cache layout or on the company of other rows.
 struct AttendArgs {
   const float* q;
   int64_t q_stride;
@@ -69,7 +71,8 @@ struct KernelTable {
   void (*rms_norm)(float* y, const float* x, const float* w, int64_t n, float eps) noexcept;
   // x += rms_norm(y, w)
   void (*add_rms_norm)(float* x, const float* y, const float* w, int64_t n, float eps) noexcept;
-  // For i < n_rot: (x[i], x[i + d/2]) turned by the angle whose cosine and sine are cos[i], sin[i]; the rest stays.
+  // For i < n_rot: (x[i], x[i + d/2]) turned by the angle whose cosine and sine are cos[i], sin[i]; the rest
+  // stays.
   void (*rope)(float* x, const float* cos, const float* sin, int64_t n_rot, int64_t d) noexcept;
   // y[i] = gelu_tanh(gate[i]) * up[i]. y may be gate or up.
   void (*gelu_mul)(float* y, const float* gate, const float* up, int64_t n) noexcept;
@@ -78,7 +81,8 @@ struct KernelTable {
   void (*f32_to_f16)(const float* x, uint16_t* y, int64_t n) noexcept;
 
   void (*attend)(const AttendArgs& args) noexcept;
-  size_t (*attend_scratch_bytes)(int64_t head_dim, int64_t n_rows) noexcept;  // n_rows = tokens * heads of one call
+  size_t (*attend_scratch_bytes)(int64_t head_dim,
+                                 int64_t n_rows) noexcept;  // n_rows = tokens * heads of one call
 };
 
 }  // namespace gemmule

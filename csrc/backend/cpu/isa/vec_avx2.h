@@ -111,13 +111,13 @@ inline __m256 fold_pairs(__m256 a, __m256 b) noexcept {  // [a0+a2, a1+a3, b0+b2
   return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
 }
 // Eight such sums: lane i is sum8(a[i]).
-inline F8 sum8_of_8(const F8 (&a)[8]) noexcept {
+inline F8 sum8_of_8(const F8* a) noexcept {
   const __m256 p = fold_pairs(fold_halves(a[0].v, a[4].v), fold_halves(a[1].v, a[5].v));
   const __m256 q = fold_pairs(fold_halves(a[2].v, a[6].v), fold_halves(a[3].v, a[7].v));
   return {_mm256_add_ps(_mm256_shuffle_ps(p, q, 0x88), _mm256_shuffle_ps(p, q, 0xdd))};
 }
 // Four such sums, in the first four floats of out.
-inline void sum8_of_4(const F8 (&a)[4], float* out) noexcept {
+inline void sum8_of_4(const F8* a, float* out) noexcept {
   const __m256 p = fold_pairs(fold_halves(a[0].v, a[2].v), fold_halves(a[1].v, a[3].v));
   // p = [a0, a0, a1, a1 | a2, a2, a3, a3], each a pair of partial sums
   const __m256 s = _mm256_add_ps(p, _mm256_movehdup_ps(p));

@@ -82,12 +82,12 @@ inline F8 load8(const float* p) noexcept {
 inline F8 load8(const Half* p) noexcept {
   uint16_t h[8];
   __builtin_memcpy(h, p, 16);
-  return each_lane([&](int i) { return half_lane(h[i]); });
+  return each_lane([&](int i) noexcept { return half_lane(h[i]); });
 }
 inline F8 load8(const Bf16* p) noexcept {
   uint16_t h[8];
   __builtin_memcpy(h, p, 16);
-  return each_lane([&](int i) { return lane_float(static_cast<uint32_t>(h[i]) << 16); });
+  return each_lane([&](int i) noexcept { return lane_float(static_cast<uint32_t>(h[i]) << 16); });
 }
 inline void store8(float* p, F8 a) noexcept { __builtin_memcpy(p, a.v, 32); }
 inline void store8(Half* p, F8 a) noexcept {
@@ -115,71 +115,73 @@ inline void pin(F8&) noexcept {}
 
 inline F8 zero8() noexcept { return F8{}; }
 inline F8 set1(float x) noexcept {
-  return each_lane([&](int) { return x; });
+  return each_lane([&](int) noexcept { return x; });
 }
 inline F8 add(F8 a, F8 b) noexcept {
-  return each_lane([&](int i) { return a.v[i] + b.v[i]; });
+  return each_lane([&](int i) noexcept { return a.v[i] + b.v[i]; });
 }
 inline F8 sub(F8 a, F8 b) noexcept {
-  return each_lane([&](int i) { return a.v[i] - b.v[i]; });
+  return each_lane([&](int i) noexcept { return a.v[i] - b.v[i]; });
 }
 inline F8 mul(F8 a, F8 b) noexcept {
-  return each_lane([&](int i) { return a.v[i] * b.v[i]; });
+  return each_lane([&](int i) noexcept { return a.v[i] * b.v[i]; });
 }
 inline F8 div(F8 a, F8 b) noexcept {
-  return each_lane([&](int i) { return a.v[i] / b.v[i]; });
+  return each_lane([&](int i) noexcept { return a.v[i] / b.v[i]; });
 }
 inline F8 sqrt8(F8 a) noexcept {
-  return each_lane([&](int i) { return __builtin_sqrtf(a.v[i]); });
+  return each_lane([&](int i) noexcept { return __builtin_sqrtf(a.v[i]); });
 }
 inline F8 fma(F8 a, F8 b, F8 c) noexcept {  // a * b + c, rounded once
-  return each_lane([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
+  return each_lane([&](int i) noexcept { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
 }
 inline F8 fnma(F8 a, F8 b, F8 c) noexcept {  // c - a * b, rounded once
-  return each_lane([&](int i) { return __builtin_fmaf(-a.v[i], b.v[i], c.v[i]); });
+  return each_lane([&](int i) noexcept { return __builtin_fmaf(-a.v[i], b.v[i], c.v[i]); });
 }
 // b when either is NaN.
 inline F8 max(F8 a, F8 b) noexcept {
-  return each_lane([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  return each_lane([&](int i) noexcept { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
 inline F8 min(F8 a, F8 b) noexcept {
-  return each_lane([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  return each_lane([&](int i) noexcept { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
 }
 inline F8 abs8(F8 a) noexcept {
-  return each_lane([&](int i) { return lane_float(lane_bits(a.v[i]) & 0x7fffffffu); });
+  return each_lane([&](int i) noexcept { return lane_float(lane_bits(a.v[i]) & 0x7fffffffu); });
 }
 inline F8 negate(F8 a) noexcept {
-  return each_lane([&](int i) { return lane_float(lane_bits(a.v[i]) ^ 0x80000000u); });
+  return each_lane([&](int i) noexcept { return lane_float(lane_bits(a.v[i]) ^ 0x80000000u); });
 }
 // The magnitude of a (a >= 0 or NaN) with the sign of b.
 inline F8 with_sign_of(F8 a, F8 b) noexcept {
-  return each_lane([&](int i) { return lane_float(lane_bits(a.v[i]) | (lane_bits(b.v[i]) & 0x80000000u)); });
+  return each_lane(
+      [&](int i) noexcept { return lane_float(lane_bits(a.v[i]) | (lane_bits(b.v[i]) & 0x80000000u)); });
 }
 inline float sqrt_lane(float x) noexcept { return __builtin_sqrtf(x); }
 inline float fma_lane(float a, float b, float c) noexcept { return __builtin_fmaf(a, b, c); }
 
 inline I8 bits8(F8 a) noexcept {
-  return each_int_lane([&](int i) { return lane_bits(a.v[i]); });
+  return each_int_lane([&](int i) noexcept { return lane_bits(a.v[i]); });
 }
 inline F8 from_bits8(I8 a) noexcept {
-  return each_lane([&](int i) { return lane_float(a.v[i]); });
+  return each_lane([&](int i) noexcept { return lane_float(a.v[i]); });
 }
 inline I8 set1_int(int32_t x) noexcept {
-  return each_int_lane([&](int) { return static_cast<uint32_t>(x); });
+  return each_int_lane([&](int) noexcept { return static_cast<uint32_t>(x); });
 }
 inline I8 add(I8 a, I8 b) noexcept {
-  return each_int_lane([&](int i) { return a.v[i] + b.v[i]; });
+  return each_int_lane([&](int i) noexcept { return a.v[i] + b.v[i]; });
 }
 inline I8 sub(I8 a, I8 b) noexcept {
-  return each_int_lane([&](int i) { return a.v[i] - b.v[i]; });
+  return each_int_lane([&](int i) noexcept { return a.v[i] - b.v[i]; });
 }
 template <int kBits>
 inline I8 shift_left(I8 a) noexcept {
-  return each_int_lane([&](int i) { return a.v[i] << kBits; });
+  return each_int_lane([&](int i) noexcept { return a.v[i] << kBits; });
 }
 template <int kBits>
 inline I8 shift_right_signed(I8 a) noexcept {
-  return each_int_lane([&](int i) { return static_cast<uint32_t>(static_cast<int32_t>(a.v[i]) >> kBits); });
+  return each_int_lane(
+      [&](int i) noexcept { return static_cast<uint32_t>(static_cast<int32_t>(a.v[i]) >> kBits); });
 }
 
 // The tree of every vector sum: ((0+4)+(2+6)) + ((1+5)+(3+7)).
@@ -187,15 +189,15 @@ inline float sum8(F8 a) noexcept {
   return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7]));
 }
 // Eight such sums: lane i is sum8(a[i]).
-inline F8 sum8_of_8(const F8 (&a)[8]) noexcept {
-  return each_lane([&](int i) { return sum8(a[i]); });
+inline F8 sum8_of_8(const F8* a) noexcept {
+  return each_lane([&](int i) noexcept { return sum8(a[i]); });
 }
 // Four such sums, in the first four floats of out.
-inline void sum8_of_4(const F8 (&a)[4], float* out) noexcept {
+inline void sum8_of_4(const F8* a, float* out) noexcept {
   for (int i = 0; i < 4; ++i) out[i] = sum8(a[i]);
 }
 inline float max_lane(F8 a) noexcept {
-  const auto larger = [](float x, float y) { return x > y ? x : y; };
+  const auto larger = [](float x, float y) noexcept { return x > y ? x : y; };
   return larger(larger(larger(a.v[0], a.v[4]), larger(a.v[2], a.v[6])),
                 larger(larger(a.v[1], a.v[5]), larger(a.v[3], a.v[7])));
 }

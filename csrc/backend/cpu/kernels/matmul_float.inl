@@ -33,7 +33,8 @@ inline void dot_block(const uint8_t* w, int64_t w_stride, const float* x, int64_
     for (int t = 0; t < kTokens; ++t) a[t] = load8(x + t * k + i);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      const F8 b = load8(row[r] + i);
+      F8 b = load8(row[r] + i);
+      pin(b);
 #pragma GCC unroll 4
       for (int t = 0; t < kTokens; ++t) acc[r][t] = fma(b, a[t], acc[r][t]);
     }

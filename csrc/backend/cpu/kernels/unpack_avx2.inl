@@ -2,6 +2,7 @@
 // row + i. In that form the 8 dword lanes of a register are 8 outputs, and no dot product needs a horizontal
 // sum. The transposition is done on the packed bytes, 16 bytes of each row at a time, before nibbles are
 // taken apart.
+#pragma once
 #include <immintrin.h>
 
 #include "backend/cpu/kernel_table.h"
@@ -15,6 +16,14 @@ namespace quant_avx2 {
 // Where the 8 rows are now. Rows past the end of a matrix repeat the last one.
 struct RowPointers {
   const uint8_t* p[8];
+
+  [[gnu::always_inline]] void advance(int64_t bytes) noexcept {
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; ++r) {
+      p[r] += bytes;
+      asm("" : "+r"(p[r]));  // eight registers; GCC would rather keep them as vectors in memory
+    }
+  }
 };
 
 // One group of 8 rows, at most 256 elements of K, ready for the dot products.
@@ -62,6 +71,24 @@ struct alignas(64) GroupTile {
   return _mm256_blend_epi32(_mm256_blend_epi32(a, b, 0x0c), _mm256_blend_epi32(c, d, 0xc0), 0xf0);
 }
 
+// Two dwords of each row.
+[[gnu::always_inline]] inline void load_dword_pairs(const RowPointers& rows, int64_t offset,
+                                                    __m256i out[2]) noexcept {
+  const auto all = [&](int r) noexcept {
+    int64_t v;
+    __builtin_memcpy(&v, rows.p[r] + offset, sizeof v);
+    return _mm256_set1_epi64x(v);
+  };
+  const auto four_rows = [&](int a, int b, int c, int d) noexcept {
+    return _mm256_blend_epi32(_mm256_blend_epi32(all(a), all(b), 0x0c),
+                              _mm256_blend_epi32(all(c), all(d), 0xc0), 0xf0);
+  };
+  const __m256 first = _mm256_castsi256_ps(four_rows(0, 1, 4, 5)),
+               second = _mm256_castsi256_ps(four_rows(2, 3, 6, 7));
+  out[0] = _mm256_castps_si256(_mm256_shuffle_ps(first, second, 0x88));
+  out[1] = _mm256_castps_si256(_mm256_shuffle_ps(first, second, 0xdd));
+}
+
 // The half floats in the low or the high 16 bits of 8 dwords.
 [[gnu::always_inline]] inline __m256 halves_to_float(__m256i low) noexcept {
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 0x08);
@@ -98,126 +125,137 @@ struct alignas(64) GroupTile {
   return _mm256_srai_epi16(_mm256_shuffle_epi8(v, mask), 8);
 }
 
-// Bits 4v .. 4v + 3 of each dword of `high` as bit 4 of the bytes 0..3.
-[[gnu::always_inline]] inline __m256i fifth_bits(__m256i high, int v) noexcept {
-  const int byte = 0x01010101 * (v / 2);
-  const __m256i spread = _mm256_setr_epi32(byte, byte + 0x04040404, byte + 0x08080808, byte + 0x0c0c0c0c,
-                                           byte, byte + 0x04040404, byte + 0x08080808, byte + 0x0c0c0c0c);
-  const __m256i bit = _mm256_set1_epi32(v % 2 == 0 ? 0x08040201 : static_cast<int>(0x80402010u));
-  const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(high, spread), bit), bit);
-  return _mm256_and_si256(set, bytes(16));
-}
-
-[[gnu::always_inline]] inline void unpack_nibbles_32(const RowPointers& rows, int64_t offset,
-                                                     uint8_t (*codes)[32]) noexcept {
-  __m256i raw[4];
-  load_16_bytes(rows, offset, raw);
+// The 32-bit fields `high`, bit by bit: bit 4v + j of a field becomes bit 4 of byte j of out[v].
+[[gnu::always_inline]] inline void spread_fifth_bits(__m256i high, __m256i out[8]) noexcept {
+  const __m256i bit = _mm256_set1_epi32(static_cast<int>(0x80402010u));
 #pragma GCC unroll 4
-  for (int v = 0; v < 4; ++v) {
-    store(codes[v], low_nibbles(raw[v]));
-    store(codes[v + 4], high_nibbles(raw[v]));
+  for (int i = 0; i < 4; ++i) {
+    const int byte = 0x01010101 * i;
+    const __m256i copies = _mm256_shuffle_epi8(
+        high, _mm256_setr_epi32(byte, byte + 0x04040404, byte + 0x08080808, byte + 0x0c0c0c0c, byte,
+                                byte + 0x04040404, byte + 0x08080808, byte + 0x0c0c0c0c));
+    // A set bit is 16 or more, so the minimum with 16 moves it to bit 4.
+    out[2 * i] = _mm256_min_epu8(_mm256_and_si256(_mm256_slli_epi16(copies, 4), bit), bytes(16));
+    out[2 * i + 1] = _mm256_min_epu8(_mm256_and_si256(copies, bit), bytes(16));
   }
 }
 
-[[gnu::always_inline]] inline void unpack_five_bits_32(const RowPointers& rows, int64_t offset, __m256i high,
-                                                       uint8_t (*codes)[32]) noexcept {
+// The formats. Each gives its factors (d, m) or scales, and hands its codes to `visit(first, w)`: four
+// vectors w[0..3] of the elements 4 * first .. 4 * first + 15 of the block, in an order of its own.
+//   kSub        elements that share a scale
+//   kMaxCode    largest code; kSumLength vpmaddubsw results (each two products) are added in 16 bits
+//   kOffset     subtracted from every code
+
+template <class Visit>
+[[gnu::always_inline]] inline void visit_nibbles_32(const RowPointers& rows, int64_t offset,
+                                                    Visit&& visit) noexcept {
   __m256i raw[4];
   load_16_bytes(rows, offset, raw);
-#pragma GCC unroll 4
-  for (int v = 0; v < 4; ++v) {
-    store(codes[v], _mm256_or_si256(low_nibbles(raw[v]), fifth_bits(high, v)));
-    store(codes[v + 4], _mm256_or_si256(high_nibbles(raw[v]), fifth_bits(high, v + 4)));
-  }
+  const __m256i low[4] = {low_nibbles(raw[0]), low_nibbles(raw[1]), low_nibbles(raw[2]), low_nibbles(raw[3])};
+  visit(0, low);
+  const __m256i high[4] = {high_nibbles(raw[0]), high_nibbles(raw[1]), high_nibbles(raw[2]),
+                           high_nibbles(raw[3])};
+  visit(4, high);
 }
 
-// The formats. kSub: elements that share a scale. kMaxCode and kSumLength say how many vpmaddubsw results
-// (pairs of products) are added in 16 bits. kOffset: subtracted from every code. unpack() takes block `b` of
-// the tile.
-struct Q8_0 {
+template <class Visit>
+[[gnu::always_inline]] inline void visit_five_bits_32(const RowPointers& rows, int64_t offset, __m256i high,
+                                                      Visit&& visit) noexcept {
+  __m256i raw[4], fifth[8], w[4];
+  load_16_bytes(rows, offset, raw);
+  spread_fifth_bits(high, fifth);
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) w[v] = _mm256_or_si256(low_nibbles(raw[v]), fifth[v]);
+  visit(0, w);
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) w[v] = _mm256_or_si256(high_nibbles(raw[v]), fifth[v + 4]);
+  visit(4, w);
+}
+
+struct Q8_0 {  // visits the signed weights; the tiles hold w + 128 as two nibbles
   static constexpr int kSize = 32, kSub = 32, kBytes = sizeof(BlockQ8_0);
-  static constexpr int kMaxCode = 15, kSumLength = 8, kOffset = 128;
-  static constexpr bool kMins = false;
-  static constexpr int kVectors = 16;  // code vectors per block: w + 128 is cut in two nibbles
+  static constexpr int kMaxCode = 15, kSumLength = 8, kOffset = 128;  // of each nibble of the code
+  static constexpr bool kMins = false, kEightBits = true;
 
-  [[gnu::always_inline]] static void unpack(const RowPointers& rows, int b, GroupTile& tile) noexcept {
-    const int64_t at = static_cast<int64_t>(b) * kBytes;
-    _mm256_store_ps(tile.d[b], low_halves(load_dwords(rows, at)));
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      __m256i raw[4];
-      load_16_bytes(rows, at + 2 + 16 * half, raw);
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) {
-        const __m256i code = _mm256_xor_si256(raw[v], bytes(0x80));
-        store(tile.codes[16 * b + 4 * half + v], low_nibbles(code));
-        store(tile.codes[16 * b + 4 * half + v + 8], high_nibbles(code));
-      }
-    }
+  template <class Visit>
+  [[gnu::always_inline]] static void unpack(const RowPointers& rows, int64_t at, __m256& d, __m256&,
+                                            Visit&& visit) noexcept {
+    d = low_halves(load_dwords(rows, at));
+    __m256i w[4];
+    load_16_bytes(rows, at + 2, w);
+    visit(0, w);
+    load_16_bytes(rows, at + 18, w);
+    visit(4, w);
   }
 };
 
 struct Q4_0 {
   static constexpr int kSize = 32, kSub = 32, kBytes = sizeof(BlockQ4_0);
   static constexpr int kMaxCode = 15, kSumLength = 8, kOffset = 8;
-  static constexpr bool kMins = false;
-  static constexpr int kVectors = 8;
+  static constexpr bool kMins = false, kEightBits = false;
 
-  [[gnu::always_inline]] static void unpack(const RowPointers& rows, int b, GroupTile& tile) noexcept {
-    const int64_t at = static_cast<int64_t>(b) * kBytes;
-    _mm256_store_ps(tile.d[b], low_halves(load_dwords(rows, at)));
-    unpack_nibbles_32(rows, at + 2, tile.codes + 8 * b);
+  template <class Visit>
+  [[gnu::always_inline]] static void unpack(const RowPointers& rows, int64_t at, __m256& d, __m256&,
+                                            Visit&& visit) noexcept {
+    d = low_halves(load_dwords(rows, at));
+    visit_nibbles_32(rows, at + 2, visit);
   }
 };
 
 struct Q4_1 {
   static constexpr int kSize = 32, kSub = 32, kBytes = sizeof(BlockQ4_1);
   static constexpr int kMaxCode = 15, kSumLength = 8, kOffset = 0;
-  static constexpr bool kMins = true;
-  static constexpr int kVectors = 8;
+  static constexpr bool kMins = true, kEightBits = false;
 
-  [[gnu::always_inline]] static void unpack(const RowPointers& rows, int b, GroupTile& tile) noexcept {
-    const int64_t at = static_cast<int64_t>(b) * kBytes;
+  template <class Visit>
+  [[gnu::always_inline]] static void unpack(const RowPointers& rows, int64_t at, __m256& d, __m256& m,
+                                            Visit&& visit) noexcept {
     const __m256i factors = load_dwords(rows, at);
-    _mm256_store_ps(tile.d[b], low_halves(factors));
-    _mm256_store_ps(tile.m[b], high_halves(factors));
-    unpack_nibbles_32(rows, at + 4, tile.codes + 8 * b);
+    d = low_halves(factors);
+    m = high_halves(factors);
+    visit_nibbles_32(rows, at + 4, visit);
   }
 };
 
 struct Q5_0 {
   static constexpr int kSize = 32, kSub = 32, kBytes = sizeof(BlockQ5_0);
   static constexpr int kMaxCode = 31, kSumLength = 4, kOffset = 16;
-  static constexpr bool kMins = false;
-  static constexpr int kVectors = 8;
+  static constexpr bool kMins = false, kEightBits = false;
 
-  [[gnu::always_inline]] static void unpack(const RowPointers& rows, int b, GroupTile& tile) noexcept {
-    const int64_t at = static_cast<int64_t>(b) * kBytes;
-    _mm256_store_ps(tile.d[b], low_halves(load_dwords(rows, at)));
-    unpack_five_bits_32(rows, at + 6, load_dwords(rows, at + 2), tile.codes + 8 * b);
+  template <class Visit>
+  [[gnu::always_inline]] static void unpack(const RowPointers& rows, int64_t at, __m256& d, __m256&,
+                                            Visit&& visit) noexcept {
+    __m256i start[2];  // d, qh, two bytes of qs
+    load_dword_pairs(rows, at, start);
+    d = low_halves(start[0]);
+    const __m256i high =
+        _mm256_blend_epi16(_mm256_srli_epi32(start[0], 16), _mm256_slli_epi32(start[1], 16), 0xaa);
+    visit_five_bits_32(rows, at + 6, high, visit);
   }
 };
 
 struct Q5_1 {
   static constexpr int kSize = 32, kSub = 32, kBytes = sizeof(BlockQ5_1);
   static constexpr int kMaxCode = 31, kSumLength = 4, kOffset = 0;
-  static constexpr bool kMins = true;
-  static constexpr int kVectors = 8;
+  static constexpr bool kMins = true, kEightBits = false;
 
-  [[gnu::always_inline]] static void unpack(const RowPointers& rows, int b, GroupTile& tile) noexcept {
-    const int64_t at = static_cast<int64_t>(b) * kBytes;
-    const __m256i factors = load_dwords(rows, at);
-    _mm256_store_ps(tile.d[b], low_halves(factors));
-    _mm256_store_ps(tile.m[b], high_halves(factors));
-    unpack_five_bits_32(rows, at + 8, load_dwords(rows, at + 4), tile.codes + 8 * b);
+  template <class Visit>
+  [[gnu::always_inline]] static void unpack(const RowPointers& rows, int64_t at, __m256& d, __m256& m,
+                                            Visit&& visit) noexcept {
+    __m256i start[2];  // d and m, qh
+    load_dword_pairs(rows, at, start);
+    d = low_halves(start[0]);
+    m = high_halves(start[0]);
+    visit_five_bits_32(rows, at + 8, start[1], visit);
   }
 };
 
 struct Q2_K {
   static constexpr int kSize = 256, kSub = 16, kBytes = sizeof(BlockQ2_K);
   static constexpr int kMaxCode = 3, kSumLength = 4, kOffset = 0;
-  static constexpr bool kMins = true;
+  static constexpr bool kMins = true, kEightBits = false;
 
-  [[gnu::always_inline]] static void unpack(const RowPointers& rows, GroupTile& tile) noexcept {
+  [[gnu::always_inline]] static void unpack_scales(const RowPointers& rows, GroupTile& tile) noexcept {
     __m256i raw[4];
     load_16_bytes(rows, 0, raw);
 #pragma GCC unroll 4
@@ -231,16 +269,21 @@ struct Q2_K {
     const __m256i factors = load_dwords(rows, 80);
     _mm256_store_ps(tile.d[0], low_halves(factors));
     _mm256_store_ps(tile.m[0], negate(high_halves(factors)));
+  }
+
+  template <class Visit>
+  [[gnu::always_inline]] static void unpack_codes(const RowPointers& rows, Visit&& visit) noexcept {
     const __m256i two_bits = bytes(3);
-    for (int unit = 0; unit < 4; ++unit) {  // 16 bytes of qs = 4 x 16 elements
-      load_16_bytes(rows, 16 + 16 * unit, raw);
-      uint8_t(*codes)[32] = tile.codes + 32 * (unit / 2) + 4 * (unit % 2);
 #pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) {
-        store(codes[v], _mm256_and_si256(raw[v], two_bits));
-        store(codes[v + 8], _mm256_and_si256(_mm256_srli_epi16(raw[v], 2), two_bits));
-        store(codes[v + 16], _mm256_and_si256(_mm256_srli_epi16(raw[v], 4), two_bits));
-        store(codes[v + 24], _mm256_and_si256(_mm256_srli_epi16(raw[v], 6), two_bits));
+    for (int unit = 0; unit < 4; ++unit) {  // 16 bytes of qs = 4 x 16 elements
+      const int first = 32 * (unit / 2) + 4 * (unit % 2);
+      __m256i raw[4], w[4];
+      load_16_bytes(rows, 16 + 16 * unit, raw);
+#pragma GCC unroll 4
+      for (int part = 0; part < 4; ++part) {
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) w[v] = _mm256_and_si256(_mm256_srli_epi16(raw[v], 2 * part), two_bits);
+        visit(first + 8 * part, w);
       }
     }
   }
@@ -249,9 +292,9 @@ struct Q2_K {
 struct Q3_K {
   static constexpr int kSize = 256, kSub = 16, kBytes = sizeof(BlockQ3_K);
   static constexpr int kMaxCode = 7, kSumLength = 4, kOffset = 4;
-  static constexpr bool kMins = false;
+  static constexpr bool kMins = false, kEightBits = false;
 
-  [[gnu::always_inline]] static void unpack(const RowPointers& rows, GroupTile& tile) noexcept {
+  [[gnu::always_inline]] static void unpack_scales(const RowPointers& rows, GroupTile& tile) noexcept {
     __m256i raw[4];
     load_16_bytes(rows, 94, raw);  // 2 bytes of qs, 12 of scales, d
     _mm256_store_ps(tile.d[0], high_halves(raw[3]));
@@ -275,26 +318,31 @@ struct Q3_K {
       store(tile.pairs[2 * i], signed_pair(centred, 0, 1));
       store(tile.pairs[2 * i + 1], signed_pair(centred, 2, 3));
     }
-    __m256i third[8];  // [l / 4]: byte l of hmask
-    load_16_bytes(rows, 0, third);
-    load_16_bytes(rows, 16, third + 4);
+  }
+
+  template <class Visit>
+  [[gnu::always_inline]] static void unpack_codes(const RowPointers& rows, Visit&& visit) noexcept {
+    const __m256i two_bits = bytes(3), third_bit = bytes(4);
+    for (int side = 0; side < 2;
+         ++side) {  // 16 of the 32 bytes of hmask, in which bit 4 * half + part counts
+      __m256i third[4];
+      load_16_bytes(rows, 16 * side, third);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        __m256i raw[4], w[4];
+        load_16_bytes(rows, 32 + 32 * half + 16 * side, raw);
 #pragma GCC unroll 4
-    for (int unit = 0; unit < 4; ++unit) {
-      load_16_bytes(rows, 32 + 16 * unit, raw);
-      uint8_t(*codes)[32] = tile.codes + 32 * (unit / 2) + 4 * (unit % 2);
+        for (int part = 0; part < 4; ++part) {
+          const int bit = 4 * half + part;
 #pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) {
-        const __m256i mask = third[4 * (unit % 2) + v];
-        const __m256i bits = unit / 2 == 0 ? mask : _mm256_srli_epi16(mask, 4);  // bit c belongs to part c
-        const __m256i two = bytes(3), four = bytes(4);
-        store(codes[v], _mm256_or_si256(_mm256_and_si256(raw[v], two),
-                                        _mm256_and_si256(_mm256_slli_epi16(bits, 2), four)));
-        store(codes[v + 8], _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(raw[v], 2), two),
-                                            _mm256_and_si256(_mm256_slli_epi16(bits, 1), four)));
-        store(codes[v + 16], _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(raw[v], 4), two),
-                                             _mm256_and_si256(bits, four)));
-        store(codes[v + 24], _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(raw[v], 6), two),
-                                             _mm256_and_si256(_mm256_srli_epi16(bits, 1), four)));
+          for (int v = 0; v < 4; ++v) {
+            const __m256i moved =
+                bit < 2 ? _mm256_slli_epi16(third[v], 2 - bit) : _mm256_srli_epi16(third[v], bit - 2);
+            w[v] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(raw[v], 2 * part), two_bits),
+                                   _mm256_and_si256(moved, third_bit));
+          }
+          visit(32 * half + 8 * part + 4 * side, w);
+        }
       }
     }
   }
@@ -325,22 +373,25 @@ struct Q3_K {
 struct Q4_K {
   static constexpr int kSize = 256, kSub = 32, kBytes = sizeof(BlockQ4_K);
   static constexpr int kMaxCode = 15, kSumLength = 8, kOffset = 0;
-  static constexpr bool kMins = true;
+  static constexpr bool kMins = true, kEightBits = false;
 
-  [[gnu::always_inline]] static void unpack(const RowPointers& rows, GroupTile& tile) noexcept {
+  [[gnu::always_inline]] static void unpack_scales(const RowPointers& rows, GroupTile& tile) noexcept {
     unpack_six_bit_pairs(rows, tile);
-    for (int part = 0; part < 4; ++part) {  // 32 bytes of qs: low nibbles, then high nibbles
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        __m256i raw[4];
-        load_16_bytes(rows, 16 + 32 * part + 16 * half, raw);
-        uint8_t(*codes)[32] = tile.codes + 16 * part + 4 * half;
+  }
+
+  template <class Visit>
+  [[gnu::always_inline]] static void unpack_codes(const RowPointers& rows, Visit&& visit) noexcept {
+#pragma GCC unroll 8
+    for (int unit = 0; unit < 8; ++unit) {  // 16 bytes of qs; two units are 32 low, then 32 high nibbles
+      __m256i raw[4], w[4];
+      load_16_bytes(rows, 16 + 16 * unit, raw);
+      const int first = 16 * (unit / 2) + 4 * (unit % 2);
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) {
-          store(codes[v], low_nibbles(raw[v]));
-          store(codes[v + 8], high_nibbles(raw[v]));
-        }
-      }
+      for (int v = 0; v < 4; ++v) w[v] = low_nibbles(raw[v]);
+      visit(first, w);
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) w[v] = high_nibbles(raw[v]);
+      visit(first + 8, w);
     }
   }
 };
@@ -348,30 +399,37 @@ struct Q4_K {
 struct Q5_K {
   static constexpr int kSize = 256, kSub = 32, kBytes = sizeof(BlockQ5_K);
   static constexpr int kMaxCode = 31, kSumLength = 4, kOffset = 0;
-  static constexpr bool kMins = true;
+  static constexpr bool kMins = true, kEightBits = false;
 
-  [[gnu::always_inline]] static void unpack(const RowPointers& rows, GroupTile& tile) noexcept {
+  [[gnu::always_inline]] static void unpack_scales(const RowPointers& rows, GroupTile& tile) noexcept {
     unpack_six_bit_pairs(rows, tile);
-    __m256i fifth[8];  // [l / 4]: byte l of qh, shifted so that bits 0 and 1 are those of the current part
-    load_16_bytes(rows, 16, fifth);
-    load_16_bytes(rows, 32, fifth + 4);
-    for (int part = 0; part < 4; ++part) {
+  }
+
+  template <class Visit>
+  [[gnu::always_inline]] static void unpack_codes(const RowPointers& rows, Visit&& visit) noexcept {
+    const __m256i sixteen = bytes(16);
 #pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        __m256i raw[4];
-        load_16_bytes(rows, 48 + 32 * part + 16 * half, raw);
-        uint8_t(*codes)[32] = tile.codes + 16 * part + 4 * half;
+    for (int side = 0; side < 2; ++side) {  // 16 of the 32 bytes of qh, shifted to bits 0 and 1 of each part
+      __m256i fifth[4];
+      load_16_bytes(rows, 16 + 16 * side, fifth);
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) {
-          __m256i& bits = fifth[4 * half + v];
-          const __m256i sixteen = bytes(16);
-          store(codes[v],
-                _mm256_or_si256(low_nibbles(raw[v]), _mm256_and_si256(_mm256_slli_epi16(bits, 4), sixteen)));
-          store(codes[v + 8],
-                _mm256_or_si256(high_nibbles(raw[v]), _mm256_and_si256(_mm256_slli_epi16(bits, 3), sixteen)));
-          bits = _mm256_srli_epi16(
-              bits, 2);  // bits of the neighbour byte come in from the left, never down to 0..1
-        }
+      for (int part = 0; part < 4; ++part) {
+        __m256i raw[4], w[4];
+        load_16_bytes(rows, 48 + 32 * part + 16 * side, raw);
+        const int first = 16 * part + 4 * side;
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v)
+          w[v] =
+              _mm256_or_si256(low_nibbles(raw[v]), _mm256_and_si256(_mm256_slli_epi16(fifth[v], 4), sixteen));
+        visit(first, w);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v)
+          w[v] = _mm256_or_si256(high_nibbles(raw[v]),
+                                 _mm256_and_si256(_mm256_slli_epi16(fifth[v], 3), sixteen));
+        visit(first + 8, w);
+        // The bits of the neighbour byte come in from the left and never get as far as bits 0 and 1.
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) fifth[v] = _mm256_srli_epi16(fifth[v], 2);
       }
     }
   }
@@ -380,9 +438,9 @@ struct Q5_K {
 struct Q6_K {
   static constexpr int kSize = 256, kSub = 16, kBytes = sizeof(BlockQ6_K);
   static constexpr int kMaxCode = 63, kSumLength = 2, kOffset = 32;
-  static constexpr bool kMins = false;
+  static constexpr bool kMins = false, kEightBits = false;
 
-  [[gnu::always_inline]] static void unpack(const RowPointers& rows, GroupTile& tile) noexcept {
+  [[gnu::always_inline]] static void unpack_scales(const RowPointers& rows, GroupTile& tile) noexcept {
     __m256i scales[4];
     load_16_bytes(rows, 192, scales);
 #pragma GCC unroll 4
@@ -393,27 +451,35 @@ struct Q6_K {
       store(tile.pairs[2 * i + 1], signed_pair(scales[i], 2, 3));
     }
     _mm256_store_ps(tile.d[0], high_halves(load_dwords(rows, 206)));
+  }
+
+  template <class Visit>
+  [[gnu::always_inline]] static void unpack_codes(const RowPointers& rows, Visit&& visit) noexcept {
     const __m256i two = bytes(0x30);
+#pragma GCC unroll 4
     for (int unit = 0; unit < 4; ++unit) {  // 16 bytes of qh = 16 elements of each quarter of a half
       const int half = unit / 2, side = unit % 2;
-      __m256i high[4], raw[4];
+      const int first = 32 * half + 4 * side;
+      __m256i high[4], raw[4], w[4];
       load_16_bytes(rows, 128 + 16 * unit, high);
-      uint8_t(*codes)[32] = tile.codes + 32 * half + 4 * side;
       load_16_bytes(rows, 64 * half + 16 * side, raw);
 #pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) {
-        store(codes[v],
-              _mm256_or_si256(low_nibbles(raw[v]), _mm256_and_si256(_mm256_slli_epi16(high[v], 4), two)));
-        store(codes[v + 16], _mm256_or_si256(high_nibbles(raw[v]), _mm256_and_si256(high[v], two)));
-      }
+      for (int v = 0; v < 4; ++v)
+        w[v] = _mm256_or_si256(low_nibbles(raw[v]), _mm256_and_si256(_mm256_slli_epi16(high[v], 4), two));
+      visit(first, w);
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v)
+        w[v] = _mm256_or_si256(high_nibbles(raw[v]), _mm256_and_si256(high[v], two));
+      visit(first + 16, w);
       load_16_bytes(rows, 64 * half + 32 + 16 * side, raw);
 #pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) {
-        store(codes[v + 8],
-              _mm256_or_si256(low_nibbles(raw[v]), _mm256_and_si256(_mm256_slli_epi16(high[v], 2), two)));
-        store(codes[v + 24],
-              _mm256_or_si256(high_nibbles(raw[v]), _mm256_and_si256(_mm256_srli_epi16(high[v], 2), two)));
-      }
+      for (int v = 0; v < 4; ++v)
+        w[v] = _mm256_or_si256(low_nibbles(raw[v]), _mm256_and_si256(_mm256_slli_epi16(high[v], 2), two));
+      visit(first + 8, w);
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v)
+        w[v] = _mm256_or_si256(high_nibbles(raw[v]), _mm256_and_si256(_mm256_srli_epi16(high[v], 2), two));
+      visit(first + 24, w);
     }
   }
 };

@@ -1,0 +1,297 @@
+// Attention: against double precision, and equal bits whatever the level, the company of other rows, the
+// split of heads, the ring size, the content of unused slots, and the number of tokens in a call; f16 and f32
+// caches.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "backend/cpu/kernel_select.h"
+#include "core/half.h"
+
+namespace gemmule {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+std::vector<const KernelTable*> supported_tables() {
+  std::vector<const KernelTable*> tables;
+  for (const KernelLevel& level : kernel_levels(detect_cpu_features())) {
+    if (level.supported) tables.push_back(level.table);
+  }
+  return tables;
+}
+
+struct Range {
+  int64_t lo, hi;
+};
+
+// One sequence: queries of all tokens and the exact keys and values of all positions.
+struct Problem {
+  int64_t dim = 0, heads = 0, positions = 0;
+  bool f16 = false;
+  std::vector<Range> see;          // [tokens]
+  std::vector<float> q;            // f32 [tokens][heads][dim]
+  std::vector<float> k, v;         // f32 [positions][dim], exact in f16 when f16
+  std::vector<uint16_t> k16, v16;  // the same as f16 bits, when f16
+};
+
+Problem make_problem(int64_t dim, int64_t heads, bool f16, std::vector<Range> see, uint32_t seed = 1) {
+  Problem p;
+  p.dim = dim;
+  p.heads = heads;
+  p.f16 = f16;
+  p.see = std::move(see);
+  for (const Range& r : p.see) p.positions = std::max(p.positions, r.hi);
+  std::mt19937 rng(seed);
+  std::normal_distribution<float> normal;
+  p.q.resize(p.see.size() * static_cast<size_t>(heads * dim));
+  p.k.resize(static_cast<size_t>(p.positions * dim));
+  p.v.resize(p.k.size());
+  // scores with a spread of about 2, so that many positions count
+  for (float& x : p.q) x = 2.0f * normal(rng) / std::sqrt(static_cast<float>(dim));
+  for (float& x : p.k) x = normal(rng);
+  for (float& x : p.v) x = normal(rng);
+  if (f16) {
+    for (float& x : p.k) {
+      p.k16.push_back(f32_to_f16(x));
+      x = f16_to_f32(p.k16.back());
+    }
+    for (float& x : p.v) {
+      p.v16.push_back(f32_to_f16(x));
+      x = f16_to_f32(p.v16.back());
+    }
+  }
+  return p;
+}
+
+// A window of `window` positions that ends with the token itself, for n tokens from position `first` on.
+std::vector<Range> causal(int64_t first, int64_t n, int64_t window = 1 << 30) {
+  std::vector<Range> see;
+  for (int64_t p = first; p < first + n; ++p) see.push_back({std::max<int64_t>(0, p + 1 - window), p + 1});
+  return see;
+}
+
+// Runs the tokens [t0, t1) and the heads [h0, h1) with a ring that holds only what they see; all else is NaN.
+void run_part(const KernelTable& table, const Problem& p, int64_t ring, size_t t0, size_t t1, int64_t h0,
+              int64_t h1, std::vector<float>& out) {
+  int64_t lo = p.see[t0].lo, hi = p.see[t0].hi;
+  for (size_t t = t0; t < t1; ++t) {
+    lo = std::min(lo, p.see[t].lo);
+    hi = std::max(hi, p.see[t].hi);
+  }
+  REQUIRE(hi - lo <= ring);
+  const auto elements = static_cast<size_t>(ring * p.dim);
+  std::vector<float> k32(p.f16 ? 0 : elements, kNan), v32 = k32;
+  std::vector<uint16_t> k16(p.f16 ? elements : 0, 0x7e00), v16 = k16;
+  for (int64_t i = lo; i < hi; ++i) {
+    const int64_t slot = i % ring * p.dim, from = i * p.dim;
+    if (p.f16) {
+      std::memcpy(k16.data() + slot, p.k16.data() + from, static_cast<size_t>(2 * p.dim));
+      std::memcpy(v16.data() + slot, p.v16.data() + from, static_cast<size_t>(2 * p.dim));
+    } else {
+      std::memcpy(k32.data() + slot, p.k.data() + from, static_cast<size_t>(4 * p.dim));
+      std::memcpy(v32.data() + slot, p.v.data() + from, static_cast<size_t>(4 * p.dim));
+    }
+  }
+  std::vector<int64_t> los, his;
+  for (size_t t = t0; t < t1; ++t) {
+    los.push_back(p.see[t].lo);
+    his.push_back(p.see[t].hi);
+  }
+  const size_t bytes = table.attend_scratch_bytes(p.dim, static_cast<int64_t>(t1 - t0) * (h1 - h0));
+  std::vector<uint8_t> memory(bytes + 128, 0xff);  // a scratch full of NaN, with a guard behind it
+  uint8_t* scratch = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+  AttendArgs a{};
+  a.q = p.q.data() + static_cast<int64_t>(t0) * p.heads * p.dim;
+  a.q_stride = a.out_stride = p.heads * p.dim;
+  a.out = out.data() + static_cast<int64_t>(t0) * p.heads * p.dim;
+  a.n_tokens = static_cast<int32_t>(t1 - t0);
+  a.head_begin = static_cast<int32_t>(h0);
+  a.head_end = static_cast<int32_t>(h1);
+  a.head_dim = static_cast<int32_t>(p.dim);
+  a.k = p.f16 ? static_cast<const void*>(k16.data()) : k32.data();
+  a.v = p.f16 ? static_cast<const void*>(v16.data()) : v32.data();
+  a.kv_f16 = p.f16;
+  a.ring = ring;
+  a.lo = los.data();
+  a.hi = his.data();
+  a.scratch = scratch;
+  table.attend(a);
+  const uint8_t* end = memory.data() + memory.size();
+  REQUIRE(std::all_of<const uint8_t*>(scratch + bytes, end, [](uint8_t guard) { return guard == 0xff; }));
+}
+
+int64_t full_ring(const Problem& p) { return (p.positions + 255) / 256 * 256; }
+
+// All tokens and heads in calls of at most `tokens` tokens and `heads` heads.
+std::vector<float> run(const KernelTable& table, const Problem& p, int64_t ring, size_t tokens = 1 << 20,
+                       int64_t heads = 1 << 20) {
+  std::vector<float> out(p.q.size(), kNan);
+  for (size_t t = 0; t < p.see.size(); t += tokens) {
+    for (int64_t h = 0; h < p.heads; h += heads) {
+      run_part(table, p, ring, t, std::min(p.see.size(), t + tokens), h, std::min(p.heads, h + heads), out);
+    }
+  }
+  return out;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * 4) == 0;
+}
+
+// Largest difference from double precision, relative to the largest sum of |p v| / l of the row: the size of
+// what is added, as the sum itself may cancel.
+double worst_error(const Problem& p, const std::vector<float>& out) {
+  double worst = 0;
+  std::vector<double> weight, exact(static_cast<size_t>(p.dim));
+  for (size_t t = 0; t < p.see.size(); ++t) {
+    for (int64_t h = 0; h < p.heads; ++h) {
+      const size_t at =
+          (t * static_cast<size_t>(p.heads) + static_cast<size_t>(h)) * static_cast<size_t>(p.dim);
+      double top = -1e300, sum = 0, scale = 0;
+      weight.clear();
+      for (int64_t i = p.see[t].lo; i < p.see[t].hi; ++i) {
+        double s = 0;
+        for (int64_t d = 0; d < p.dim; ++d) {
+          s +=
+              static_cast<double>(p.q[at + static_cast<size_t>(d)]) * p.k[static_cast<size_t>(i * p.dim + d)];
+        }
+        weight.push_back(s);
+        top = std::max(top, s);
+      }
+      for (double& w : weight) sum += w = std::exp(w - top);
+      for (int64_t d = 0; d < p.dim; ++d) {
+        double o = 0, size = 0;
+        for (size_t i = 0; i < weight.size(); ++i) {
+          const double term =
+              weight[i] * p.v[(static_cast<size_t>(p.see[t].lo) + i) * static_cast<size_t>(p.dim) +
+                              static_cast<size_t>(d)];
+          o += term;
+          size += std::fabs(term);
+        }
+        exact[static_cast<size_t>(d)] = o / sum;
+        scale = std::max(scale, size / sum);
+      }
+      for (size_t d = 0; d < exact.size(); ++d) {
+        worst = std::max(worst, std::fabs(out[at + d] - exact[d]) / scale);
+      }
+    }
+  }
+  return worst;
+}
+
+TEST_CASE("attention is close to double precision") {
+  for (const KernelTable* table : supported_tables()) {
+    double worst = 0;
+    for (const bool f16 : {true, false}) {
+      for (const int64_t dim : {64, 256, 512}) {
+        for (const auto& see : {causal(0, 20), causal(700, 1), causal(500, 10), causal(1000, 3, 512)}) {
+          const Problem p = make_problem(dim, 4, f16, see);
+          const double error = worst_error(p, run(*table, p, full_ring(p)));
+          worst = std::max(worst, error);
+          CHECK(error <= 2e-6);
+        }
+      }
+    }
+    MESSAGE(std::string(table->name) << " attention: largest relative error " << worst);
+  }
+}
+
+// The contract, one row at a time and nothing shared.
+std::vector<float> contract(const Problem& p, const KernelTable& scalar) {
+  return run(scalar, p, full_ring(p), 1, 1);
+}
+
+TEST_CASE("attention has the same bits in every level and every grouping") {
+  const KernelTable& scalar = select_kernels(detect_cpu_features(), "scalar");
+  struct Case {
+    int64_t dim, heads;
+    std::vector<Range> see;
+    int64_t ring;  // a small ring that still holds what any call needs
+  };
+  std::vector<Case> cases;
+  cases.push_back({256, 4, causal(0, 17), 256});
+  cases.push_back({256, 4, causal(250, 16), 512});       // crosses a chunk border
+  cases.push_back({256, 1, causal(200, 64, 100), 256});  // a window, 64 rows of one head
+  cases.push_back({512, 3, causal(900, 9, 512), 768});   // rows that start and end in different chunks
+  cases.push_back({64, 2, causal(510, 6), 768});
+  cases.push_back({72, 5, causal(60, 7), 256});  // half a panel of 16 dims
+  cases.push_back({8, 2, causal(0, 40, 7), 256});
+  cases.push_back({128, 1, causal(1023, 2, 256), 512});
+  // a span of an image: every token sees the whole of it; and rows with nothing in common
+  cases.push_back({64, 2, {{10, 80}, {10, 80}, {10, 80}, {10, 81}, {10, 82}}, 256});
+  cases.push_back({64, 1, {{0, 3}, {250, 260}, {700, 701}, {3, 9}, {511, 513}, {600, 700}, {0, 701}}, 768});
+  for (const Case& c : cases) {
+    for (const bool f16 : {true, false}) {
+      CAPTURE(c.dim);
+      CAPTURE(f16);
+      const Problem p = make_problem(c.dim, c.heads, f16, c.see);
+      const std::vector<float> expected = contract(p, scalar);
+      CHECK(worst_error(p, expected) <= 2e-6);
+      for (const KernelTable* table : supported_tables()) {
+        CAPTURE(table->name);
+        CHECK(same_bits(run(*table, p, full_ring(p)), expected));
+        for (const size_t tokens : {1, 3, 5, 16}) {
+          for (int64_t heads = 1; heads <= c.heads; ++heads) {
+            CAPTURE(tokens);
+            CAPTURE(heads);
+            CHECK(same_bits(run(*table, p, full_ring(p), tokens, heads), expected));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("attention does not depend on the ring, and never reads a slot outside the visible range") {
+  for (const KernelTable* table : supported_tables()) {
+    CAPTURE(table->name);
+    for (const bool f16 : {true, false}) {
+      // window 400, up to 16 tokens: 415 positions at once
+      const Problem p = make_problem(64, 2, f16, causal(1300, 40, 400));
+      const std::vector<float> expected = run(*table, p, full_ring(p), 1);
+      for (const int64_t ring : {512, 768, 1024, 2048}) {
+        for (const size_t tokens : {1, 2, 16}) {
+          CAPTURE(ring);
+          CAPTURE(tokens);
+          CHECK(same_bits(run(*table, p, ring, tokens), expected));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("attention of 64 tokens at once is that of one token at a time") {
+  for (const KernelTable* table : supported_tables()) {
+    CAPTURE(table->name);
+    for (const bool f16 : {true, false}) {
+      const Problem p = make_problem(256, 2, f16, causal(230, 64, 200));
+      CHECK(same_bits(run(*table, p, 512), run(*table, p, 512, 1, 1)));
+    }
+  }
+}
+
+TEST_CASE("attention with extreme scores keeps to finite numbers") {
+  for (const KernelTable* table : supported_tables()) {
+    Problem p = make_problem(64, 2, false, causal(300, 4));
+    for (float& x : p.q) x *= 1e3f;  // one position takes all; most exponentials underflow
+    const std::vector<float> out = run(*table, p, 512);
+    for (const float x : out) CHECK(std::isfinite(x));
+    CHECK(same_bits(out, run(*table, p, 512, 1, 1)));
+    CHECK(same_bits(out, contract(p, select_kernels(detect_cpu_features(), "scalar"))));
+
+    Problem one = make_problem(64, 1, true, {{5, 6}, {6, 7}});  // a single position: its value, exactly
+    const std::vector<float> single = run(*table, one, 256);
+    CHECK(std::memcmp(single.data(), one.v.data() + 5 * 64, 2 * 64 * 4) == 0);
+  }
+}
+
+}  // namespace
+}  // namespace gemmule

@@ -1,0 +1,60 @@
+#include "core/thread_pool.h"
+
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+using gemmule::ThreadPool;
+
+TEST_CASE("every job runs exactly once, for any number of threads and jobs") {
+  for (const int n_threads : {1, 2, 3, 5}) {
+    ThreadPool pool(n_threads);
+    CHECK(pool.n_threads() == n_threads);
+    for (const int64_t n_jobs : {0, 1, 2, 3, 7, 64, 1000}) {
+      std::vector<std::atomic<int>> seen(static_cast<size_t>(n_jobs));
+      std::atomic<bool> thread_in_range{true};
+      pool.run(n_jobs, [&](int64_t job, int thread) {
+        seen[static_cast<size_t>(job)].fetch_add(1);
+        if (thread < 0 || thread >= n_threads) thread_in_range = false;
+      });
+      for (const auto& count : seen) CHECK(count.load() == 1);
+      CHECK(thread_in_range.load());
+    }
+  }
+}
+
+TEST_CASE("runs follow each other closely and see what the caller wrote before") {
+  ThreadPool pool(3);
+  int64_t total = 0;
+  std::vector<int64_t> values(17);
+  for (int64_t round = 0; round < 20000; ++round) {
+    for (int64_t& value : values) value = round;
+    std::atomic<int64_t> sum{0};
+    pool.run(17, [&](int64_t job, int) { sum += values[static_cast<size_t>(job)]; });
+    total += sum.load();
+  }
+  CHECK(total == 17ll * 19999 * 20000 / 2);
+}
+
+TEST_CASE("sleeping workers wake up") {
+  ThreadPool pool(2);
+  for (int round = 0; round < 3; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    std::atomic<int> n{0};
+    pool.run(8, [&](int64_t, int) { ++n; });
+    CHECK(n.load() == 8);
+  }
+}
+
+TEST_CASE("a slow job does not keep the others from being done") {
+  ThreadPool pool(2);
+  std::atomic<int> n{0};
+  pool.run(9, [&](int64_t job, int) {
+    if (job == 0) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    ++n;
+  });
+  CHECK(n.load() == 9);
+}

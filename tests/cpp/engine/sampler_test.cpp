@@ -1,0 +1,125 @@
+#include "engine/sampler.h"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "core/error.h"
+
+using namespace gemmule;
+
+namespace {
+
+std::vector<float> some_logits(size_t n, unsigned seed) {
+  std::mt19937 rng(seed);
+  std::normal_distribution<float> normal(0, 3);
+  std::vector<float> logits(n);
+  for (float& x : logits) x = normal(rng);
+  return logits;
+}
+
+int32_t draw(const SamplerOptions& options, std::span<const float> logits, int64_t position,
+             std::span<const int32_t> history = {}, size_t n_prompt = 0) {
+  Sampler sampler(options);
+  return sampler.sample(logits, history, n_prompt, position).token;
+}
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+}  // namespace
+
+TEST_CASE("temperature 0 takes the largest logit, the first of equals") {
+  const std::vector<float> logits = {1, 5, 3, 5};
+  CHECK(draw({.temperature = 0}, logits, 0) == 1);
+  CHECK(draw({.temperature = 0, .suppress = {1}}, logits, 0) == 3);
+  CHECK(draw({.temperature = 0, .logit_bias = {{2, 10.0f}}}, logits, 0) == 2);
+  CHECK(draw({.temperature = 0, .logit_bias = {{1, -kInf}, {3, -kInf}}}, logits, 0) == 2);
+}
+
+TEST_CASE("a draw depends on seed and position only") {
+  const auto logits = some_logits(1000, 1);
+  const SamplerOptions options{.temperature = 1, .top_k = 64, .top_p = 0.95f, .seed = 7};
+  CHECK(draw(options, logits, 3) == draw(options, logits, 3));
+  int differ = 0;
+  for (int64_t p = 0; p < 50; ++p) differ += draw(options, logits, p) != draw(options, logits, p + 1000);
+  CHECK(differ > 10);
+}
+
+TEST_CASE("top-k keeps the k largest, also with more candidates than one pass holds") {
+  const auto logits = some_logits(20000, 2);
+  auto sorted = logits;
+  std::sort(sorted.begin(), sorted.end(), std::greater<>());
+  for (const int32_t k : {1, 5, 64, 300}) {
+    for (int64_t p = 0; p < 40; ++p) {
+      const int32_t token = draw({.temperature = 5, .top_k = k, .seed = 3}, logits, p);
+      CHECK(logits[static_cast<size_t>(token)] >= sorted[static_cast<size_t>(k - 1)]);
+    }
+  }
+}
+
+TEST_CASE("draws follow the softmax (chi-square over 20,000 draws)") {
+  const std::vector<float> logits = {0.0f, 1.0f, 2.0f, -1.0f, 0.5f};
+  for (const float temperature : {0.7f, 1.0f, 2.0f}) {
+    double z = 0;
+    for (const float x : logits) z += std::exp(x / temperature);
+    std::vector<int> counts(logits.size());
+    constexpr int kDraws = 20000;
+    for (int64_t p = 0; p < kDraws; ++p)
+      ++counts[static_cast<size_t>(draw({.temperature = temperature, .seed = 11}, logits, p))];
+    double chi2 = 0;
+    for (size_t i = 0; i < logits.size(); ++i) {
+      const double expected = kDraws * std::exp(logits[i] / temperature) / z;
+      chi2 += (counts[i] - expected) * (counts[i] - expected) / expected;
+    }
+    CHECK(chi2 < 13.28);  // 4 degrees of freedom, p = 0.01
+  }
+}
+
+TEST_CASE("top-p and min-p keep the probable ones") {
+  const std::vector<float> logits = {std::log(0.6f), std::log(0.3f), std::log(0.09f), std::log(0.01f)};
+  for (int64_t p = 0; p < 300; ++p) {
+    CHECK(draw({.temperature = 1, .top_p = 0.5f}, logits, p) == 0);
+    CHECK(draw({.temperature = 1, .top_p = 0.8f}, logits, p) <= 1);
+    CHECK(draw({.temperature = 1, .min_p = 0.1f}, logits, p) <= 2);
+  }
+}
+
+TEST_CASE("penalties lower what was said") {
+  const std::vector<float> logits = {2.0f, 1.9f, -1.0f};
+  const std::vector<int32_t> history = {0, 0};
+  CHECK(draw({.temperature = 0, .repeat_penalty = 1.2f}, logits, 2, history) == 1);
+  CHECK(draw({.temperature = 0, .presence_penalty = 0.2f}, logits, 2, history) == 1);
+  CHECK(draw({.temperature = 0, .frequency_penalty = 0.06f}, logits, 2, history) == 1);
+  CHECK(draw({.temperature = 0, .presence_penalty = 0.2f}, logits, 2, history, 2) ==
+        0);  // the prompt does not count
+}
+
+TEST_CASE("log-probabilities are those of the model, before any option") {
+  const std::vector<float> logits = {0.0f, 1.0f, 3.0f};
+  Sampler sampler({.temperature = 0, .logit_bias = {{0, 9.0f}}, .n_logprobs = 2});
+  const Sampled s = sampler.sample(logits, {}, 0, 0);
+  const double log_z = std::log(std::exp(0.0) + std::exp(1.0) + std::exp(3.0));
+  CHECK(s.token == 0);
+  CHECK(s.logprob == doctest::Approx(-log_z));
+  REQUIRE(s.top.size() == 2);
+  CHECK(s.top[0].first == 2);
+  CHECK(s.top[0].second == doctest::Approx(3 - log_z));
+  CHECK(s.top[1].first == 1);
+}
+
+TEST_CASE("logits that are not finite end in an error, never in a token") {
+  for (const float bad : {kInf, -kInf, std::numeric_limits<float>::quiet_NaN()}) {
+    std::vector<float> logits = {0, 1, 2};
+    logits[1] = bad;
+    CHECK_THROWS_AS(draw({.temperature = 0}, logits, 5), Error);
+    CHECK_THROWS_AS(draw({.temperature = 1}, logits, 5), Error);
+  }
+}
+
+TEST_CASE("suppressing everything is an error") {
+  const std::vector<float> logits = {0, 1};
+  CHECK_THROWS_AS(draw({.temperature = 0, .suppress = {0, 1}}, logits, 0), Error);
+  CHECK_THROWS_AS(draw({.temperature = 1, .suppress = {0, 1}}, logits, 0), Error);
+}

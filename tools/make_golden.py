@@ -1,0 +1,101 @@
+"""Write the golden GGUF files and reference activations under tests/golden.
+
+The reference is transformers in float32 with eager attention. Each .npz holds: ids int32 [n], logits
+float32 [n, n_vocab], embed, layer_out.i and output_norm float32 [n, d_model], and info (JSON: versions,
+seed, command). The window is proved to be active: a second run with a window longer than the prompt must
+differ, and only from position `window` on.
+
+Usage: python tools/make_golden.py tests/golden
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from make_tiny_model import GEMMA3, GEMMA4, Shape, build_model, write_gguf
+
+__all__ = ["check_window", "make_prompt", "run_reference"]
+
+FORMAT_VERSION = 1
+
+
+def make_prompt(n_vocab: int, n: int, seed: int) -> np.ndarray:
+    """int32 [n]: BOS first, then random ids with the other special tokens scattered among them."""
+    ids = np.random.default_rng(seed).integers(0, n_vocab, n, dtype=np.int32)
+    ids[0] = 2
+    for place, special in ((7, 0), (19, 1), (33, 2), (48, 3), (61, 4), (66, 5)):
+        if place < n:
+            ids[place] = special
+    return ids
+
+
+def run_reference(model: Any, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Run the model once without a cache; return the logits of all positions and the taps."""
+    out: dict[str, np.ndarray] = {}
+    hooks = []
+    core = model.model
+
+    def keep(name: str) -> Any:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            value = output[0] if isinstance(output, tuple) else output
+            out[name] = value.detach().reshape(len(ids), -1).float().numpy().copy()
+
+        return hook
+
+    hooks.append(core.embed_tokens.register_forward_hook(keep("embed")))
+    hooks += [layer.register_forward_hook(keep(f"layer_out.{i}")) for i, layer in enumerate(core.layers)]
+    hooks.append(core.norm.register_forward_hook(keep("output_norm")))
+    with torch.no_grad():
+        result = model(input_ids=torch.from_numpy(ids.astype(np.int64))[None], use_cache=False)
+    for handle in hooks:
+        handle.remove()
+    out["logits"] = result.logits[0].float().numpy()
+    return out
+
+
+def check_window(shape: Shape, seed: int, ids: np.ndarray, logits: np.ndarray) -> float:
+    """Return the largest change a longer window makes; raise if the short window was not applied."""
+    wide = run_reference(build_model(replace(shape, window=4 * len(ids)), seed), ids)["logits"]
+    change = np.abs(wide - logits).max(axis=1)
+    if change[: shape.window].max() > 1e-4 or change[shape.window :].min() < 1e-3:
+        raise RuntimeError("the sliding window of the reference does not start at position `window`")
+    return float(change.max())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--length", type=int, default=70)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for shape in (GEMMA3, GEMMA4):
+        model = build_model(shape, args.seed)
+        write_gguf(model, shape, args.folder / f"tiny-{shape.arch}-f32.gguf", seed=args.seed)
+        ids = make_prompt(shape.n_vocab, args.length, args.seed)
+        arrays = run_reference(model, ids)
+        info = {
+            "format_version": FORMAT_VERSION,
+            "command": f"python tools/make_golden.py tests/golden --seed {args.seed} --length {args.length}",
+            "seed": args.seed,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "window_effect": check_window(shape, args.seed, ids, arrays["logits"]),
+        }
+        path = args.folder / f"tiny-{shape.arch}-f32.npz"
+        np.savez_compressed(path, allow_pickle=False, ids=ids, info=np.array(json.dumps(info)), **arrays)
+        print(f"{path}: {path.stat().st_size} bytes, {json.dumps(info)}")
+
+
+if __name__ == "__main__":
+    main()
