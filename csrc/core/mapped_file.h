@@ -18,7 +18,8 @@ class MappedFile {
   const uint8_t* data() const { return data_; }
   int64_t size() const { return size_; }
 
-  // Throws FormatError when the file on disk has become shorter than the mapping: reading on would raise SIGBUS.
+  // Throws FormatError when the file on disk has become shorter than the mapping: reading on would raise
+  // SIGBUS.
   void check_not_truncated() const;
 
  private:
