@@ -1,0 +1,119 @@
+"""gemmule: run Gemma models from one GGUF file, on this machine.
+
+    import gemmule
+
+    with gemmule.Model("model.gguf") as model:
+        print(model.generate("The capital of France is", max_tokens=16))
+
+Names are loaded when first used, so importing the package is quick and prints nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gemmule._core import StopToken
+    from gemmule._errors import (
+        Cancelled,
+        ContextLengthError,
+        DeviceError,
+        Error,
+        FormatError,
+        GrammarError,
+        MediaError,
+        MissingExtraError,
+        ModelNotFoundError,
+        NotEnoughMemoryError,
+        UnsupportedError,
+    )
+    from gemmule._inspect import devices, estimate, inspect
+    from gemmule._model import Model
+    from gemmule._quant import dequantize, quantize
+    from gemmule._sampling import SamplingParams
+    from gemmule._session import Session
+    from gemmule._stream import Stream
+    from gemmule._tokenizer import Detokenizer, Tokenizer
+    from gemmule._types import Device, MemoryPlan, ModelInfo, Reply, Score, Timings, TokenLogprob, Usage
+
+    __version__: str
+
+__all__ = [
+    "Cancelled",
+    "ContextLengthError",
+    "Detokenizer",
+    "Device",
+    "DeviceError",
+    "Error",
+    "FormatError",
+    "GrammarError",
+    "MediaError",
+    "MemoryPlan",
+    "MissingExtraError",
+    "Model",
+    "ModelInfo",
+    "ModelNotFoundError",
+    "NotEnoughMemoryError",
+    "Reply",
+    "SamplingParams",
+    "Score",
+    "Session",
+    "StopToken",
+    "Stream",
+    "Timings",
+    "TokenLogprob",
+    "Tokenizer",
+    "UnsupportedError",
+    "Usage",
+    "__version__",
+    "dequantize",
+    "devices",
+    "estimate",
+    "inspect",
+    "quantize",
+]
+
+_HOMES = {
+    "_core": ("StopToken",),
+    "_errors": (
+        "Cancelled",
+        "ContextLengthError",
+        "DeviceError",
+        "Error",
+        "FormatError",
+        "GrammarError",
+        "MediaError",
+        "MissingExtraError",
+        "ModelNotFoundError",
+        "NotEnoughMemoryError",
+        "UnsupportedError",
+    ),
+    "_inspect": ("devices", "estimate", "inspect"),
+    "_model": ("Model",),
+    "_quant": ("dequantize", "quantize"),
+    "_sampling": ("SamplingParams",),
+    "_session": ("Session",),
+    "_stream": ("Stream",),
+    "_tokenizer": ("Detokenizer", "Tokenizer"),
+    "_types": ("Device", "MemoryPlan", "ModelInfo", "Reply", "Score", "Timings", "TokenLogprob", "Usage"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata
+
+        try:
+            value: Any = metadata.version("gemmule")
+        except metadata.PackageNotFoundError:
+            value = "0.1.0"
+    elif name in _HOME_OF:
+        value = getattr(importlib.import_module(f"gemmule.{_HOME_OF[name]}"), name)
+    else:
+        raise AttributeError(f"module 'gemmule' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

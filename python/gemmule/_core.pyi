@@ -1,0 +1,206 @@
+# Generated from the built core by tools/gen_stubs.py (`make stubs`). Do not edit.
+# ruff: noqa
+"""The C++ core of gemmule. Use the classes of the gemmule package."""
+
+import collections.abc
+import typing
+
+import numpy
+import numpy.typing
+
+__all__: list[str] = [
+    "GgufFile",
+    "Model",
+    "Sampler",
+    "Session",
+    "StopToken",
+    "append_together",
+    "build_info",
+    "cpu_info",
+    "dequantize",
+    "memory_plan",
+    "quantize",
+]
+
+class GgufFile:
+    """The validated header of a GGUF file."""
+
+    def __init__(self, path: str) -> None: ...
+    def get(self, key: str) -> typing.Any:
+        """The value: int, float, bool, str, numpy array or list of str."""
+
+    def get_token_bytes(self, key: str) -> list[typing.Any]:
+        """A string array as raw bytes."""
+
+    def keys(self) -> list[str]: ...
+    def tensors(self) -> list[typing.Any]:
+        """(name, type, shape with the contiguous dimension first, offset, bytes) of each tensor."""
+
+    def type_of(self, key: str) -> str:
+        """ "u32", "string", "array[string] x 262144", ..."""
+
+    @property
+    def alignment(self) -> int: ...
+    @property
+    def data_offset(self) -> int: ...
+    @property
+    def file_size(self) -> int: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+
+class StopToken:
+    """A flag that ends a computation from any thread."""
+
+    def __init__(self) -> None: ...
+    def cancel(self) -> None: ...
+    def reset(self) -> None: ...
+    @property
+    def cancelled(self) -> bool: ...
+
+class Sampler:
+    """How the next token is chosen from the logits."""
+
+    def __init__(
+        self,
+        *,
+        temperature: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        top_k: typing.SupportsInt | typing.SupportsIndex = 0,
+        top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        repeat_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        presence_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        frequency_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        logit_bias: collections.abc.Mapping[
+            typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex
+        ] = ...,
+        suppress: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = ...,
+        seed: typing.SupportsInt | typing.SupportsIndex = 0,
+        n_logprobs: typing.SupportsInt | typing.SupportsIndex = -1,
+    ) -> None: ...
+
+class Session:
+    """One timeline of tokens that keeps its keys and values."""
+
+    def append(
+        self,
+        tokens: numpy.typing.NDArray[numpy.int32],
+        *,
+        stop: StopToken | None = None,
+        progress: typing.Any = None,
+    ) -> None:
+        """Run tokens; all are kept or, on an exception, none."""
+
+    def append_hidden(
+        self, tokens: numpy.typing.NDArray[numpy.int32], *, stop: StopToken | None = None
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """Run tokens and return the hidden states after the last norm, float32 [n, d_model]."""
+
+    def append_logits(
+        self, tokens: numpy.typing.NDArray[numpy.int32], *, stop: StopToken | None = None
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """Run tokens and return float32 [n, n_vocab]."""
+
+    def append_score(
+        self,
+        tokens: numpy.typing.NDArray[numpy.int32],
+        targets: numpy.typing.NDArray[numpy.int32],
+        *,
+        top: typing.SupportsInt | typing.SupportsIndex = 0,
+        stop: StopToken | None = None,
+    ) -> tuple[typing.Any, ...]:
+        """Run tokens; log-probability of targets[i] after tokens[i] (targets < 0: nan) and the top alternatives."""
+
+    def append_taps(
+        self, tokens: numpy.typing.NDArray[numpy.int32], names: collections.abc.Sequence[str]
+    ) -> dict[str, typing.Any]:
+        """Run tokens and return named intermediates: embed, attn_heads.i, attn_out.i, ffn_out.i, layer_out.i, output_norm."""
+
+    def logits(self) -> numpy.typing.NDArray[numpy.float32]:
+        """float32 [n_vocab] of the last token."""
+
+    def rewind(self, n: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """Keep the first n tokens."""
+
+    def sample(
+        self, sampler: Sampler, n_prompt: typing.SupportsInt | typing.SupportsIndex = 0
+    ) -> tuple[typing.Any, ...]:
+        """(token, log-probability, alternatives) drawn from the logits of the last token; does not append."""
+
+    @property
+    def kv_bytes(self) -> int: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def tokens(self) -> numpy.typing.NDArray[numpy.int32]: ...
+
+class Model:
+    """A loaded model; sessions share it."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        n_threads: typing.SupportsInt | typing.SupportsIndex = 0,
+        isa: str = "",
+        n_ubatch: typing.SupportsInt | typing.SupportsIndex = 256,
+    ) -> None: ...
+    def session(
+        self, *, n_ctx: typing.SupportsInt | typing.SupportsIndex, kv_type: str = "f16"
+    ) -> Session: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def file(self) -> GgufFile: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def n_ctx_train(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def n_params(self) -> int: ...
+    @property
+    def n_threads(self) -> int: ...
+    @property
+    def n_ubatch(self) -> int: ...
+    @property
+    def n_vocab(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def suppress_tokens(self) -> list[int]: ...
+    @property
+    def weight_bytes(self) -> int: ...
+
+def append_together(
+    sessions: collections.abc.Sequence[Session],
+    pieces: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.int32]],
+) -> None:
+    """Append one piece of tokens to each of several sessions of a model in one shared step."""
+
+def build_info() -> dict[str, typing.Any]:
+    """Version, build type and compiler of the extension."""
+
+def cpu_info() -> dict[str, typing.Any]:
+    """Instruction-set levels of this build and what this machine can run."""
+
+def dequantize(data: numpy.typing.NDArray[numpy.uint8], type: str) -> numpy.typing.NDArray[numpy.float32]:
+    """uint8 blocks of a tensor type -> float32, one dimension."""
+
+def memory_plan(
+    file: GgufFile,
+    *,
+    n_ctx: typing.SupportsInt | typing.SupportsIndex,
+    kv_type: str = "f16",
+    n_ubatch: typing.SupportsInt | typing.SupportsIndex = 256,
+) -> dict[str, typing.Any]:
+    """Bytes a model needs, from its header alone."""
+
+def quantize(array: numpy.typing.NDArray[numpy.float32], type: str) -> numpy.typing.NDArray[numpy.uint8]:
+    """float32 numbers -> uint8 blocks of a tensor type, one dimension."""

@@ -1,0 +1,40 @@
+"""Token ids to text, one id at a time, never splitting a code point.
+
+Byte tokens <0xNN> carry raw UTF-8 bytes. They are collected until they form whole code points; bytes that
+can no longer become valid become U+FFFD, and so does what is left over at the end. The whole-text decode
+uses the same code, so streamed pieces always join to exactly the decoded text.
+"""
+
+import codecs
+from collections.abc import Iterable, Sequence
+
+__all__ = ["Detokenizer"]
+
+
+class Detokenizer:
+    """Incremental decoder over a table of token bytes (spaces already restored, byte tokens already single
+    bytes).
+    """
+
+    def __init__(self, table: Sequence[bytes], hidden: frozenset[int] = frozenset()) -> None:
+        self._table = table
+        self._hidden = hidden
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        """The text that became complete with this token; possibly empty."""
+        if not 0 <= token < len(self._table):
+            raise ValueError(f"token id {token} is outside the vocabulary of {len(self._table)}")
+        if token in self._hidden:
+            return ""
+        return self._decoder.decode(self._table[token])
+
+    def flush(self) -> str:
+        """Ends the text: an incomplete byte sequence becomes U+FFFD. The object can then start over."""
+        rest = self._decoder.decode(b"", True)
+        self._decoder.reset()
+        return rest
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """All tokens at once."""
+        return "".join([self.feed(int(token)) for token in tokens]) + self.flush()

@@ -1,0 +1,138 @@
+"""What a file is and what it needs, from its header alone: no weight is read, so this takes milliseconds."""
+
+import math
+import os
+from collections import Counter
+from typing import Any, Literal
+
+from gemmule import _core
+from gemmule._errors import NotEnoughMemoryError
+from gemmule._memory import machine_memory
+from gemmule._types import Device, MemoryPlan, ModelInfo, format_bytes
+
+__all__ = ["choose_plan", "devices", "estimate", "info_of", "inspect", "plan_for"]
+
+ContextSize = int | Literal["auto", "max"]
+
+# general.file_type as llama.cpp numbers it.
+_FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12:
+    "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 32: "BF16",
+}  # fmt: skip
+_AUTO_SIZES = (4096, 8192, 16384, 32768)
+
+
+def inspect(path: str | os.PathLike[str]) -> ModelInfo:
+    """Describes a GGUF file."""
+    return info_of(_core.GgufFile(os.fspath(path)))
+
+
+def estimate(path: str | os.PathLike[str], *, n_ctx: int = 8192, kv_type: str = "f16") -> MemoryPlan:
+    """The memory needed to run a file with a context of `n_ctx` tokens."""
+    return plan_for(_core.GgufFile(os.fspath(path)), n_ctx=n_ctx, kv_type=kv_type)
+
+
+def devices() -> list[Device]:
+    """Everything on this machine that can run a model."""
+    cpu = _core.cpu_info()
+    return [
+        Device(
+            name="cpu",
+            kind="cpu",
+            isa=cpu["best"],
+            isas=tuple(level["name"] for level in cpu["levels"] if level["supported"]),
+            n_physical=cpu["n_physical"],
+            n_logical=cpu["n_logical"],
+            memory=machine_memory()[0],
+        )
+    ]
+
+
+def info_of(file: _core.GgufFile) -> ModelInfo:
+    keys = set(file.keys())
+
+    def read(key: str, default: Any) -> Any:
+        value = file.get(key) if key in keys else default
+        return value if isinstance(value, type(default)) else default
+
+    architecture = read("general.architecture", "")
+    tensors = file.tensors()
+    shapes = {name: shape for name, _, shape, _, _ in tensors}
+    embedding = shapes.get("token_embd.weight", ())
+    sections = sorted(
+        {key.split(".")[2] for key in keys if key.startswith("gemmule.section.") and key.count(".") > 2}
+    )
+    return ModelInfo(
+        path=file.path,
+        architecture=architecture,
+        name=read("general.name", ""),
+        n_params=sum(math.prod(shape) for shape in shapes.values()),
+        quantization=_quantization(read("general.file_type", -1), tensors),
+        file_size=file.file_size,
+        n_ctx_train=read(f"{architecture}.context_length", 0),
+        n_layers=read(f"{architecture}.block_count", 0),
+        d_model=read(f"{architecture}.embedding_length", 0),
+        n_vocab=embedding[1] if len(embedding) == 2 else 0,
+        has_drafter="drafter" in sections,
+        sections=tuple(sections),
+    )
+
+
+def _quantization(file_type: int, tensors: list[tuple[str, str, tuple[int, ...], int, int]]) -> str:
+    """The file's own word for it, else the type that most of its bytes have."""
+    if file_type in _FILE_TYPES:
+        return _FILE_TYPES[file_type]
+    n_bytes: Counter[str] = Counter()
+    for _, kind, _, _, size in tensors:
+        n_bytes[kind] += size
+    return n_bytes.most_common(1)[0][0] if n_bytes else "none"
+
+
+def plan_for(file: _core.GgufFile, *, n_ctx: int, kv_type: str = "f16", reason: str = "") -> MemoryPlan:
+    if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or n_ctx < 1:
+        raise ValueError(f"n_ctx must be a positive whole number, not {n_ctx!r}")
+    plan = _core.memory_plan(file, n_ctx=n_ctx, kv_type=kv_type)
+    return MemoryPlan(
+        weights=plan["weights"],
+        kv=plan["kv"],
+        scratch=plan["scratch"],
+        total=plan["total"],
+        available=plan["available"],
+        n_ctx=n_ctx,
+        n_ctx_train=plan["n_ctx_train"],
+        kv_type=kv_type,
+        reason=reason,
+    )
+
+
+def choose_plan(file: _core.GgufFile, n_ctx: ContextSize, *, kv_type: str) -> MemoryPlan:
+    """Settles the context size, or refuses with the numbers.
+
+    "auto" is the largest of 4k, 8k, 16k and 32k that fits with a tenth of the memory kept free, and never
+    above what the model was trained for; "max" is the trained size.
+    """
+
+    def plan(size: int, reason: str) -> MemoryPlan:
+        return plan_for(file, n_ctx=size, kv_type=kv_type, reason=reason)
+
+    trained = plan(1, "").n_ctx_train
+    if n_ctx == "auto":
+        sizes = sorted({min(size, trained) for size in _AUTO_SIZES}, reverse=True)
+        plans = [
+            plan(size, f"{size} of {trained}: the largest automatic size that fits; n_ctx changes it")
+            for size in sizes
+        ]
+        chosen = next((candidate for candidate in plans if candidate.fits), plans[-1])
+    elif n_ctx == "max":
+        chosen = plan(trained, f"{trained}: all the model was trained for")
+    elif isinstance(n_ctx, str):
+        raise ValueError(f'n_ctx must be "auto", "max" or a number of tokens, not {n_ctx!r}')
+    else:
+        chosen = plan(n_ctx, f"{n_ctx} of {trained}: as asked")
+    if chosen.total > chosen.available:
+        raise NotEnoughMemoryError(
+            f"{file.path} needs {format_bytes(chosen.total)} with a context of {chosen.n_ctx} tokens "
+            f"but only {format_bytes(chosen.available)} are available; "
+            "choose a smaller context or a smaller quantization"
+        )
+    return chosen

@@ -1,0 +1,233 @@
+"""The result types: frozen dataclasses with `to_dict()` and a readable `str()`.
+
+Field names follow the OpenAI reply (usage) and llama.cpp's server (timings) where those have a name.
+"""
+
+import dataclasses
+from typing import Any
+
+__all__ = [
+    "Device",
+    "MemoryPlan",
+    "ModelInfo",
+    "Reply",
+    "Score",
+    "Timings",
+    "TokenLogprob",
+    "Usage",
+]
+
+
+class _Record:
+    """Adds `to_dict()` to the dataclasses below."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers, ready for json.dumps."""
+        out = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in out.items()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Usage(_Record):
+    """Token counts of one request. `cached_tokens` of the prompt were in the session already."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+    def __str__(self) -> str:
+        cached = f" ({self.cached_tokens} cached)" if self.cached_tokens else ""
+        return f"{self.prompt_tokens} prompt tokens{cached}, {self.completion_tokens} completion tokens"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Timings(_Record):
+    """Wall-clock times. `prompt_*` is the prefill of the new tokens, `predicted_*` the generated ones.
+
+    The first answer token comes out of the prefill, so `predicted_per_second` counts the passes that made
+    the others.
+    """
+
+    prompt_n: int = 0
+    prompt_ms: float = 0.0
+    prompt_per_second: float = 0.0
+    predicted_n: int = 0
+    predicted_ms: float = 0.0
+    predicted_per_second: float = 0.0
+
+    @classmethod
+    def of(
+        cls, prompt_n: int, prompt_seconds: float, predicted_n: int, seconds: float, n_passes: int
+    ) -> "Timings":
+        return cls(
+            prompt_n=prompt_n,
+            prompt_ms=prompt_seconds * 1e3,
+            prompt_per_second=prompt_n / prompt_seconds if prompt_seconds > 0 else 0.0,
+            predicted_n=predicted_n,
+            predicted_ms=seconds * 1e3,
+            predicted_per_second=n_passes / seconds if seconds > 0 else 0.0,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"prompt {self.prompt_n} tokens in {self.prompt_ms:.0f} ms "
+            f"({self.prompt_per_second:.1f} tokens/s), "
+            f"answer {self.predicted_n} tokens in {self.predicted_ms:.0f} ms "
+            f"({self.predicted_per_second:.1f} tokens/s)"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenLogprob(_Record):
+    """Log-probability of one generated token under the model's own softmax, with the most likely
+    alternatives.
+    """
+
+    token: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.text!r} {self.logprob:.4f}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reply(_Record):
+    """What one `generate` produced. `str(reply)` is the text.
+
+    `tokens` are all generated ids, the ending token included when the model chose to stop; `finish_reason`
+    is "stop" (end token or stop string), "length" (max_tokens or context full) or "cancelled".
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+    seed: int
+    usage: Usage = Usage()
+    timings: Timings = Timings()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Score(_Record):
+    """Log-probabilities of a text. `perplexity` = exp(mean of -logprob); `perplexity_error` its standard
+    error.
+
+    `tokens[i]` was predicted with `logprobs[i]`; `top[i]` lists the most likely ids with their
+    log-probabilities.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    n_tokens: int
+    perplexity: float
+    perplexity_error: float
+    n_ctx: int
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()
+
+    def __str__(self) -> str:
+        return (
+            f"perplexity {self.perplexity:.4f} +/- {self.perplexity_error:.4f} "
+            f"({self.n_tokens} tokens, context {self.n_ctx})"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelInfo(_Record):
+    """What a file says about itself, read from its header."""
+
+    path: str
+    architecture: str
+    name: str
+    n_params: int
+    quantization: str
+    file_size: int
+    n_ctx_train: int
+    n_layers: int
+    d_model: int
+    n_vocab: int
+    modalities: tuple[str, ...] = ("text",)
+    has_drafter: bool = False
+    sections: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name or self.architecture}: {format_count(self.n_params)} parameters, "
+            f"{self.quantization}, "
+            f"{format_bytes(self.file_size)}, context up to {self.n_ctx_train}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MemoryPlan(_Record):
+    """Bytes needed to run a file with a context of `n_ctx`. `weights` are memory-mapped from the file."""
+
+    weights: int
+    kv: int
+    scratch: int
+    total: int
+    available: int
+    n_ctx: int
+    n_ctx_train: int
+    kv_type: str
+    reason: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether `total` fits into `available`, with a tenth kept free."""
+        return self.total <= self.available * 0.9
+
+    def __str__(self) -> str:
+        lines = [
+            f"weights    {format_bytes(self.weights):>10}",
+            f"KV cache   {format_bytes(self.kv):>10}   {self.kv_type}, context {self.n_ctx} of "
+            f"{self.n_ctx_train}",
+            f"scratch    {format_bytes(self.scratch):>10}",
+            f"total      {format_bytes(self.total):>10}   {format_bytes(self.available)} available",
+        ]
+        if self.reason:
+            lines.append(f"context    {self.reason}")
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Device(_Record):
+    """Something that can run a model. `isa` is the instruction-set level chosen, `isas` all the machine can
+    run.
+    """
+
+    name: str
+    kind: str
+    isa: str
+    isas: tuple[str, ...]
+    n_physical: int
+    n_logical: int
+    memory: int
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.kind}, {self.isa}, {self.n_physical} cores, {format_bytes(self.memory)}"
+
+
+def format_bytes(n: int) -> str:
+    """1234567 -> '1.2 MB' (decimal units, as file managers and memory vendors count)."""
+    value = float(n)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def format_count(n: int) -> str:
+    """268098176 -> '268M'."""
+    if n < 10**6:
+        return str(n)
+    return f"{n / 1e9:.2f}B" if n >= 10**9 else f"{n / 1e6:.0f}M"

@@ -1,0 +1,70 @@
+"""`gemmule demo`: the small model of the [demo] extra, three completions and their speed."""
+
+import sys
+
+import click
+
+from gemmule.cli._common import verbose_option
+
+__all__ = ["demo_command", "peak_memory"]
+
+_PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, in a small house by the sea,",
+    "Water boils when it is heated because",
+)
+
+
+@click.command("demo")
+@click.option(
+    "-n", "--max-tokens", type=click.IntRange(1), default=32, show_default=True, help="Tokens per text."
+)
+@click.option(
+    "--threads", type=click.IntRange(1), envvar="GEMMULE_THREADS", help="Compute threads.  [physical cores]"
+)
+@verbose_option
+@click.pass_context
+def demo_command(ctx: click.Context, max_tokens: int, threads: int | None) -> None:
+    """Load the Gemma 3 270M weights of the [demo] extra and continue three texts. Nothing is downloaded."""
+    from gemmule._demo_weights import demo_weights
+    from gemmule._model import Model
+    from gemmule._types import Timings, format_bytes
+    from gemmule.cli.run import answer
+
+    path = demo_weights()
+    timings: list[Timings] = []
+    with Model(path, n_ctx=4096, n_threads=threads) as model:
+        click.echo(f"{path}\n{model.info}\n{model.n_threads} threads, {model.isa}\n{model.plan}\n")
+        for prompt in _PROMPTS:
+            click.echo(f"> {prompt}")
+            with model.generate(prompt, max_tokens=max_tokens, temperature=0, stream=True) as stream:
+                reply, interrupted = answer(stream, show=True)
+            if interrupted:
+                ctx.exit(130)
+            click.echo()
+            timings.append(reply.timings)
+        # The prompts above are too short to time; a longer one shows the speed of reading.
+        text = " ".join(_PROMPTS) + " "
+        longer = model.tokenizer.encode(text * 40)[:512]
+        with model.generate(longer, max_tokens=0, stream=True) as stream:
+            prefill = stream.reply.timings.prompt_per_second
+    passes = sum(max(0, timing.predicted_n - 1) for timing in timings)
+    seconds = sum(timing.predicted_ms for timing in timings) / 1e3
+    decode = passes / seconds if seconds > 0 else 0.0
+    click.echo(
+        f"prefill {prefill:.1f} tokens/s ({len(longer)} tokens), "
+        f"decode {decode:.1f} tokens/s ({passes} tokens)"
+    )
+    click.echo(f"peak memory {format_bytes(peak_memory())}")
+
+
+def peak_memory() -> int:
+    """The most resident memory this process had, in bytes (mapped weights included)."""
+    if sys.platform == "win32":
+        import importlib
+
+        return int(importlib.import_module("psutil").Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,120 @@
+"""`gemmule show`: what a file says about itself, from its header."""
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemmule.cli._common import context_size, find_model, verbose_option
+
+if TYPE_CHECKING:
+    from gemmule import MemoryPlan
+    from gemmule._core import GgufFile
+
+__all__ = ["show_command"]
+
+_SHORT = 100
+
+
+@click.command("show")
+@click.argument("file")
+@click.option("--tensors", is_flag=True, help="List the tensors: name, type, shape, bytes.")
+@click.option(
+    "--meta", is_flag=False, flag_value="*", metavar="[KEY]", help="List the metadata, or one key in full."
+)
+@click.option("--memory", is_flag=True, help="The memory needed for some context sizes.")
+@click.option("--ctx", "sizes", default="4k,32k", show_default=True, help="Context sizes for --memory.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@verbose_option
+def show_command(file: str, tensors: bool, meta: str | None, memory: bool, sizes: str, as_json: bool) -> None:
+    """What is inside FILE, and does it fit in memory here. Reads the header only."""
+    from gemmule import _core
+    from gemmule._inspect import info_of, plan_for
+
+    opened = _core.GgufFile(str(find_model(file)))
+    if meta not in (None, "*") and meta not in opened.keys():  # noqa: SIM118
+        raise click.UsageError(f"{opened.path} has no key {meta!r}; --meta lists them")
+    out: dict[str, Any] = {}
+    info = info_of(opened)
+    if not (tensors or meta or memory):
+        out["info"] = {
+            **info.to_dict(),
+            "tensor_types": _tensor_types(opened),
+            "n_tensors": len(opened.tensors()),
+        }
+    if meta:
+        keys = opened.keys() if meta == "*" else [meta]
+        out["meta"] = {key: _plain(opened, key, full=meta != "*") for key in keys}
+    if tensors:
+        out["tensors"] = [
+            {"name": name, "type": kind, "shape": list(shape), "n_bytes": size}
+            for name, kind, shape, _, size in opened.tensors()
+        ]
+    if memory:
+        wanted = [context_size(size) for size in sizes.split(",")]
+        counts = [info.n_ctx_train if size in ("auto", "max") else int(size) for size in wanted]
+        plans = [plan_for(opened, n_ctx=count) for count in counts]
+        out["memory"] = [{**plan.to_dict(), "fits": plan.fits} for plan in plans]
+    if as_json:
+        click.echo(json.dumps(out, ensure_ascii=False))
+        return
+    if "info" in out:
+        _print_info(out["info"])
+    for key, value in out.get("meta", {}).items():
+        click.echo(value if meta != "*" and isinstance(value, str) else f"{key} = {value}")
+    for row in out.get("tensors", []):
+        shape = " x ".join(str(n) for n in row["shape"])
+        click.echo(f"{row['name']:<40} {row['type']:<6} {shape:<16} {row['n_bytes']}")
+    if memory:
+        _print_memory(plans)
+
+
+def _print_info(info: dict[str, Any]) -> None:
+    from gemmule._types import format_bytes, format_count
+
+    types = ", ".join(f"{count} {kind}" for kind, count in info["tensor_types"].items())
+    rows = {
+        "name": info["name"],
+        "architecture": info["architecture"],
+        "parameters": format_count(info["n_params"]),
+        "quantization": info["quantization"],
+        "file size": format_bytes(info["file_size"]),
+        "context": f"up to {info['n_ctx_train']} tokens",
+        "layers": f"{info['n_layers']} of width {info['d_model']}",
+        "vocabulary": f"{info['n_vocab']} tokens",
+        "tensors": f"{info['n_tensors']} ({types})",
+    }
+    if info["sections"]:
+        rows["sections"] = ", ".join(info["sections"])
+    for label, value in rows.items():
+        click.echo(f"{label:<14}{value}")
+
+
+def _print_memory(plans: "list[MemoryPlan]") -> None:
+    from gemmule._types import format_bytes
+
+    click.echo(f"{'context':>9} {'weights':>10} {'KV cache':>10} {'scratch':>10} {'total':>10}   fits")
+    for plan in plans:
+        cells = " ".join(f"{format_bytes(n):>10}" for n in (plan.weights, plan.kv, plan.scratch, plan.total))
+        click.echo(f"{plan.n_ctx:>9} {cells}   {'yes' if plan.fits else 'no'}")
+    if plans:
+        click.echo(f"{format_bytes(plans[0].available)} available")
+
+
+def _tensor_types(file: "GgufFile") -> dict[str, int]:
+    return dict(Counter(kind for _, kind, _, _, _ in file.tensors()).most_common())
+
+
+def _plain(file: "GgufFile", key: str, *, full: bool) -> Any:
+    """A metadata value as JSON can hold it; long ones are named by their type unless asked for in full."""
+    kind = file.type_of(key)
+    if kind.startswith("array"):
+        if not full:
+            return kind
+        value = file.get(key)
+        return value if isinstance(value, list) else value.tolist()
+    value = file.get(key)
+    if isinstance(value, str) and not full and len(value) > _SHORT:
+        return value[:_SHORT] + "..."
+    return value

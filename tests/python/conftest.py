@@ -1,0 +1,51 @@
+"""Shared fixtures: the tiny committed models and the real weights of the [demo] extra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gemmule
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma3_path() -> Path:
+    return GOLDEN / "tiny-gemma3-f32.gguf"
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma4_path() -> Path:
+    return GOLDEN / "tiny-gemma4-f32.gguf"
+
+
+@pytest.fixture(params=["tiny-gemma3-f32.gguf", "tiny-gemma4-f32.gguf"])
+def tiny(request: pytest.FixtureRequest) -> Iterator[gemmule.Model]:
+    """Each tiny model in turn."""
+    with gemmule.Model(GOLDEN / request.param) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def demo_model_path() -> Path:
+    """The real model; skipped only where its packages are not installed (the [test] extra installs them)."""
+    from gemmule._demo_weights import demo_weights
+
+    try:
+        return demo_weights()
+    except gemmule.MissingExtraError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def demo_model(demo_model_path: Path) -> Iterator[gemmule.Model]:
+    with gemmule.Model(demo_model_path, n_ctx=2048) as model:
+        yield model

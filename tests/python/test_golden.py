@@ -1,0 +1,137 @@
+"""Logits and activations of two tiny models against stored float32 results of transformers, and equal bits.
+
+Error of one position = max|a - b| / max|b| over its row, where b is the reference; the bound is 1e-4 for
+an f32 KV cache (about 8e-7 for Gemma 3 and 7e-6 for Gemma 4 are reached; float order only). The bit tests
+compare a run with one thread, one chunk, with every other way to run the same tokens: the bytes must be
+the same. The files come from tools/make_golden.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gemmule
+from gemmule import _core
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+ARCHITECTURES = ("gemma3", "gemma4")
+BOUND = 1e-4
+
+
+def _gguf(arch: str) -> str:
+    return str(GOLDEN / f"tiny-{arch}-f32.gguf")
+
+
+def _load(arch: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / f"tiny-{arch}-f32.npz") as data:
+        return {name: data[name] for name in data.files}
+
+
+def _error(value: np.ndarray, reference: np.ndarray) -> float:
+    assert value.shape == reference.shape
+    return float((np.abs(value - reference).max(axis=1) / np.abs(reference).max(axis=1)).max())
+
+
+def _run(
+    arch: str, ids: np.ndarray, *, kv_type: str, n_threads: int = 1, isa: str = "", chunk: int = 0
+) -> np.ndarray:
+    """float32 [n, n_vocab], appended in chunks (0 = all at once)."""
+    session = _core.Model(_gguf(arch), n_threads=n_threads, isa=isa).session(n_ctx=128, kv_type=kv_type)
+    step = chunk or len(ids)
+    return np.concatenate([session.append_logits(ids[i : i + step]) for i in range(0, len(ids), step)])
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_logits_match_the_reference(arch: str) -> None:
+    golden = _load(arch)
+    model = gemmule.Model(_gguf(arch), kv_type="f32")
+    logits = model.logits(golden["ids"], all=True)
+    assert logits.dtype == np.float32
+    assert _error(logits, golden["logits"]) < BOUND
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_tap_matches_the_reference(arch: str) -> None:
+    golden = _load(arch)
+    names = [name for name in golden if name not in ("ids", "info", "logits")]
+    assert {"embed", "layer_out.0", "layer_out.5", "output_norm"} <= set(names)
+    taps = _core.Model(_gguf(arch)).session(n_ctx=128, kv_type="f32").append_taps(golden["ids"], names)
+    errors = {name: _error(taps[name], golden[name]) for name in names}
+    assert max(errors.values()) < BOUND, errors
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_f16_cache_stays_close_to_the_reference(arch: str) -> None:
+    golden = _load(arch)
+    # f16 keeps 11 bits of K and V (relative 5e-4); the sharp softmax of the random model amplifies that.
+    assert _error(_run(arch, golden["ids"], kv_type="f16"), golden["logits"]) < 2e-2
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_golden_prompt_is_longer_than_four_windows(arch: str) -> None:
+    golden = _load(arch)
+    window = _core.GgufFile(_gguf(arch)).get(f"{arch}.attention.sliding_window")
+    assert len(golden["ids"]) > 4 * window
+    assert json.loads(str(golden["info"]))["window_effect"] > 1.0
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("kv_type", ["f32", "f16"])
+@pytest.mark.parametrize("isa", ["scalar", ""])
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("chunk", [1, 7, 64, 0])
+def test_bits_do_not_depend_on_the_way_to_run(
+    arch: str, kv_type: str, isa: str, n_threads: int, chunk: int
+) -> None:
+    ids = _load(arch)["ids"]
+    base = _run(arch, ids, kv_type=kv_type, isa="scalar")
+    other = _run(arch, ids, kv_type=kv_type, isa=isa, n_threads=n_threads, chunk=chunk)
+    assert base.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("kv_type", ["f32", "f16"])
+def test_every_supported_level_gives_the_same_bits(arch: str, kv_type: str) -> None:
+    ids = _load(arch)["ids"]
+    levels = [level["name"] for level in _core.cpu_info()["levels"] if level["supported"]]
+    results = {name: _run(arch, ids, kv_type=kv_type, isa=name).tobytes() for name in levels}
+    assert len(set(results.values())) == 1, list(results)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("kv_type", ["f32", "f16"])
+@pytest.mark.parametrize("keep", [0, 1, 15, 16, 17, 69])
+def test_rewind_and_replay_gives_the_same_bits(arch: str, kv_type: str, keep: int) -> None:
+    ids = _load(arch)["ids"]
+    session = _core.Model(_gguf(arch)).session(n_ctx=128, kv_type=kv_type)
+    first = session.append_logits(ids)
+    session.rewind(keep)
+    session.append(np.full(9, 300, np.int32))  # other tokens must leave no trace
+    session.rewind(keep)
+    assert session.n_tokens == keep
+    again = session.append_logits(ids[keep:])
+    assert first[keep:].tobytes() == again.tobytes()
+    assert session.logits().tobytes() == first[-1].tobytes()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_scores_are_the_log_softmax_of_the_logits(arch: str) -> None:
+    golden = _load(arch)
+    ids = golden["ids"]
+    targets = np.append(ids[1:], -1).astype(np.int32)
+    session = _core.Model(_gguf(arch)).session(n_ctx=128, kv_type="f32")
+    scores, top_ids, top_logprobs = session.append_score(ids, targets, top=3)
+    rows = golden["logits"].astype(np.float64)
+    logp = (
+        rows
+        - np.log(np.exp(rows - rows.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
+        - rows.max(axis=1, keepdims=True)
+    )
+    np.testing.assert_allclose(scores[:-1], logp[np.arange(len(ids) - 1), ids[1:]], atol=2e-3)
+    assert np.isnan(scores[-1])
+    assert (top_ids[:-1, 0] == rows.argmax(axis=1)[:-1]).all()
+    np.testing.assert_allclose(top_logprobs[:-1, 0], logp.max(axis=1)[:-1], atol=2e-3)

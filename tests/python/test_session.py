@@ -1,0 +1,87 @@
+"""Sessions: a timeline in pieces gives the same bits as one run at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gemmule
+
+IDS = [2, *range(20, 60)]
+
+
+def test_pieces_equal_one_run(tiny: gemmule.Model) -> None:
+    with tiny.session() as session:
+        session.append(IDS[:7])
+        session.append(IDS[7:])
+        np.testing.assert_array_equal(session.logits, tiny.logits(IDS))
+        assert session.n_tokens == len(IDS)
+        np.testing.assert_array_equal(session.tokens, IDS)
+
+
+def test_generate_continues_the_timeline(tiny: gemmule.Model) -> None:
+    whole = tiny.generate(IDS, max_tokens=12, temperature=0)
+    session = tiny.session(n_ctx=128)
+    first = session.generate(IDS, max_tokens=5, temperature=0)
+    assert session.n_tokens == len(IDS) + 5
+    second = session.generate(max_tokens=7, temperature=0)
+    assert first.tokens + second.tokens == whole.tokens
+    assert second.usage.cached_tokens == len(IDS) + 5
+    np.testing.assert_array_equal(session.tokens, IDS + list(whole.tokens))
+    np.testing.assert_array_equal(session.logits, tiny.logits(IDS + list(whole.tokens)))
+
+
+def test_rewind_forgets(tiny: gemmule.Model) -> None:
+    session = tiny.session(n_ctx=128)
+    reply = session.generate(IDS, max_tokens=6, seed=4)
+    session.rewind(len(IDS) + 2)
+    np.testing.assert_array_equal(session.logits, tiny.logits(IDS + list(reply.tokens[:2])))
+    with pytest.raises(ValueError, match="cannot keep"):
+        session.rewind(100)
+    session.rewind(0)
+    with pytest.raises(ValueError, match="empty"):
+        _ = session.logits
+
+
+def test_bos_only_at_the_start(tiny: gemmule.Model) -> None:
+    session = tiny.session(n_ctx=64)
+    session.append("ab")
+    session.append("cd")
+    assert session.tokens.tolist().count(2) == 1
+
+
+def test_a_refused_prompt_changes_nothing(tiny: gemmule.Model) -> None:
+    session = tiny.session(n_ctx=16)
+    session.append(IDS[:10])
+    before = session.logits
+    with pytest.raises(gemmule.ContextLengthError) as caught:
+        session.append(IDS[:7])
+    assert (caught.value.n_prompt, caught.value.n_ctx) == (17, 16)
+    np.testing.assert_array_equal(session.logits, before)
+
+
+def test_a_new_call_ends_an_open_stream(tiny: gemmule.Model) -> None:
+    session = tiny.session(n_ctx=128)
+    stream = session.generate(IDS, max_tokens=50, seed=4, stream=True)
+    next(stream)
+    session.append([20])
+    assert stream.reply.finish_reason == "cancelled"
+    assert session.tokens.tolist() == [*IDS, *stream.reply.tokens, 20]
+
+
+def test_a_cancelled_prompt_leaves_the_session_usable(tiny: gemmule.Model) -> None:
+    session = tiny.session(n_ctx=128)
+    token = gemmule.StopToken()
+    token.cancel()
+    assert session.generate(IDS, cancel=token).finish_reason == "cancelled"
+    assert session.n_tokens == 0
+    session.append(IDS)
+    np.testing.assert_array_equal(session.logits, tiny.logits(IDS))
+
+
+def test_closed_sessions_say_so(tiny: gemmule.Model) -> None:
+    session = tiny.session(n_ctx=16)
+    session.close()
+    session.close()
+    with pytest.raises(gemmule.Error, match="closed"):
+        session.append([2])
