@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/utf8.h"
 
 namespace gemmule {
 namespace {
@@ -117,7 +118,7 @@ void read_gemma3(Config& c, const GgufFile& file, const Reader& read) {
   c.attn_scale = static_cast<float>(1.0 / std::sqrt(query_scale));
   const std::string_view scaling = file.string_or(read.key("rope.scaling.type"), "none");
   if (scaling != "none" && scaling != "linear")
-    throw UnsupportedError(cat(file.path(), ": ", read.key("rope.scaling.type"), " is \"", scaling,
+    throw UnsupportedError(cat(file.path(), ": ", read.key("rope.scaling.type"), " is \"", printable(scaling),
                                "\"; this version runs \"none\" and \"linear\""));
   c.rope_sliding = {read.number_or("rope.freq_base_swa", 1e4, kMinRopeBase, kMaxRopeBase), head_dim, 1};
   c.rope_global = {read.number_or("rope.freq_base", 1e6, kMinRopeBase, kMaxRopeBase), head_dim,
@@ -156,7 +157,7 @@ Config Config::from_gguf(const GgufFile& file) {
   Config c;
   c.architecture = std::string(file.get_string("general.architecture"));
   if (c.architecture != "gemma3" && c.architecture != "gemma4")
-    throw UnsupportedError(cat(file.path(), ": general.architecture is \"", c.architecture,
+    throw UnsupportedError(cat(file.path(), ": general.architecture is \"", printable(c.architecture),
                                "\"; this version runs gemma3 and gemma4 text models"));
   const Reader read(file, c.architecture);
   read_common(c, file, read);

@@ -33,13 +33,24 @@ if TYPE_CHECKING:
     from gemmule._session import Session
     from gemmule._stream import Stream
     from gemmule._tokenizer import Detokenizer, Tokenizer
-    from gemmule._types import Device, MemoryPlan, ModelInfo, Reply, Score, Timings, TokenLogprob, Usage
+    from gemmule._types import (
+        Delta,
+        Device,
+        MemoryPlan,
+        ModelInfo,
+        Reply,
+        Score,
+        Timings,
+        TokenLogprob,
+        Usage,
+    )
 
     __version__: str
 
 __all__ = [
     "Cancelled",
     "ContextLengthError",
+    "Delta",
     "Detokenizer",
     "Device",
     "DeviceError",
@@ -94,7 +105,17 @@ _HOMES = {
     "_session": ("Session",),
     "_stream": ("Stream",),
     "_tokenizer": ("Detokenizer", "Tokenizer"),
-    "_types": ("Device", "MemoryPlan", "ModelInfo", "Reply", "Score", "Timings", "TokenLogprob", "Usage"),
+    "_types": (
+        "Delta",
+        "Device",
+        "MemoryPlan",
+        "ModelInfo",
+        "Reply",
+        "Score",
+        "Timings",
+        "TokenLogprob",
+        "Usage",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -10,8 +10,19 @@ from gemmule._errors import NotEnoughMemoryError
 from gemmule._memory import machine_memory
 from gemmule._types import Device, MemoryPlan, ModelInfo, format_bytes
 
-__all__ = ["choose_plan", "devices", "estimate", "info_of", "inspect", "plan_for"]
+__all__ = [
+    "Header",
+    "build_facts",
+    "choose_plan",
+    "devices",
+    "estimate",
+    "info_of",
+    "inspect",
+    "open_header",
+    "plan_for",
+]
 
+Header = _core.GgufFile
 ContextSize = int | Literal["auto", "max"]
 
 # general.file_type as llama.cpp numbers it.
@@ -22,14 +33,24 @@ _FILE_TYPES = {
 _AUTO_SIZES = (4096, 8192, 16384, 32768)
 
 
+def open_header(path: str | os.PathLike[str]) -> _core.GgufFile:
+    """The validated header of a file."""
+    return _core.GgufFile(os.fspath(path))
+
+
+def build_facts() -> tuple[dict[str, Any], dict[str, Any]]:
+    """How the core was built, and what this processor offers it."""
+    return _core.build_info(), _core.cpu_info()
+
+
 def inspect(path: str | os.PathLike[str]) -> ModelInfo:
     """Describes a GGUF file."""
-    return info_of(_core.GgufFile(os.fspath(path)))
+    return info_of(open_header(path))
 
 
 def estimate(path: str | os.PathLike[str], *, n_ctx: int = 8192, kv_type: str = "f16") -> MemoryPlan:
     """The memory needed to run a file with a context of `n_ctx` tokens."""
-    return plan_for(_core.GgufFile(os.fspath(path)), n_ctx=n_ctx, kv_type=kv_type)
+    return plan_for(open_header(path), n_ctx=n_ctx, kv_type=kv_type)
 
 
 def devices() -> list[Device]:

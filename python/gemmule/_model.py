@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
-from gemmule._errors import Error
+from gemmule._errors import DeviceError, Error
 from gemmule._inspect import ContextSize, choose_plan, info_of
 from gemmule._prompt import Prompt, prompt_ids
 from gemmule._sampling import SamplingParams
-from gemmule._session import Progress, Session, make_request, perplexity
+from gemmule._session import Progress, Session, make_request, perplexity, too_long
 from gemmule._stream import Stream
 from gemmule._tokenizer import Tokenizer
 from gemmule._types import MemoryPlan, ModelInfo, Reply, Score
@@ -38,9 +38,12 @@ class Model:
         *,
         n_ctx: ContextSize = "auto",
         n_threads: int | None = None,
+        device: str = "auto",
         kv_type: str = "f16",
         isa: str | None = None,
     ) -> None:
+        if device not in ("auto", "cpu"):
+            raise DeviceError(f"this build has no device {device!r}; choose 'auto' or 'cpu'")
         if n_threads is not None and (isinstance(n_threads, bool) or n_threads < 1):
             raise ValueError(f"n_threads must be None or at least 1, not {n_threads!r}")
         self._lock = threading.RLock()
@@ -301,4 +304,6 @@ class Model:
 
     def _fresh(self, prompt: Prompt) -> tuple[NDArray[np.int32], _core.Session]:
         ids = np.array(prompt_ids(self._tokenizer, prompt), np.int32)
+        if len(ids) > self.n_ctx:
+            raise too_long(len(ids), self.n_ctx)
         return ids, self._engine().session(n_ctx=max(len(ids), 1), kv_type=self._plan.kv_type)

@@ -21,7 +21,7 @@ from gemmule._types import Reply
 if TYPE_CHECKING:
     from gemmule._model import Model
 
-__all__ = ["Progress", "Session", "make_request"]
+__all__ = ["Progress", "Session", "make_request", "perplexity", "too_long"]
 
 Progress = Callable[[int, int], None]
 
@@ -136,7 +136,7 @@ class Session:
     def _start(self, request: Request, *, owned: bool = False) -> Stream:
         wanted = self.n_tokens + len(request.ids)
         if wanted > self.n_ctx:
-            raise _too_long(wanted, self.n_ctx)
+            raise too_long(wanted, self.n_ctx)
         self._stream = Stream(self, request, owns_session=owned)
         return self._stream
 
@@ -156,15 +156,15 @@ class Session:
             core = self._engine()
             wanted = core.n_tokens + len(self._pending) + len(ids)
             if wanted > core.n_ctx:
-                raise _too_long(wanted, core.n_ctx)
+                raise too_long(wanted, core.n_ctx)
             tokens = self._pending + ids
             if tokens:
                 core.append(np.array(tokens, np.int32), stop=stop, progress=progress)
             self._pending = []
 
-    def _sample(self, sampler: _core.Sampler) -> tuple[int, float, list[tuple[int, float]]]:
+    def _sample(self, sampler: _core.Sampler, n_prompt: int) -> tuple[int, float, list[tuple[int, float]]]:
         with self._model._lock:
-            token, logprob, top = self._engine().sample(sampler)
+            token, logprob, top = self._engine().sample(sampler, n_prompt)
             self._pending.append(token)
             return token, logprob, top
 
@@ -216,7 +216,7 @@ def make_request(
     return Request(ids, params, max_tokens, stops, logprobs, cancel, progress)
 
 
-def _too_long(wanted: int, n_ctx: int) -> ContextLengthError:
+def too_long(wanted: int, n_ctx: int) -> ContextLengthError:
     return ContextLengthError(
         f"{wanted} tokens do not fit into the context of {n_ctx}; "
         "shorten the prompt or open the model with a larger n_ctx",

@@ -14,7 +14,7 @@ from gemmule import _core
 from gemmule._errors import Cancelled
 from gemmule._sampling import SamplingParams
 from gemmule._stop import StopMatcher
-from gemmule._types import Reply, Timings, TokenLogprob, Usage
+from gemmule._types import Delta, Reply, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +38,8 @@ class Request:
 
 
 class Stream:
-    """Iterates over the pieces of an answer (str). A context manager; leaving it or `cancel()` stops the
-    engine.
+    """Iterates over the pieces of an answer (`Delta`, a str). A context manager; leaving it or `cancel()`
+    stops the engine.
 
     `reply` is the finished result; reading it earlier runs the generation to its end.
     """
@@ -62,13 +62,13 @@ class Stream:
         self._matcher = StopMatcher(request.stops)
         self._pieces = self._run()
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Delta]:
         return self
 
-    def __next__(self) -> str:
+    def __next__(self) -> Delta:
         # The model's own lock, held for one step: a second lock could be taken in the other order and hang.
         with self._session.model._lock:
-            return next(self._pieces)
+            return Delta(next(self._pieces))
 
     def __enter__(self) -> "Stream":
         return self
@@ -174,7 +174,7 @@ class Stream:
         if session._pending:
             session._advance([], self._stop, None)
             self._n_steps += 1
-        token, logprob, top = session._sample(sampler)
+        token, logprob, top = session._sample(sampler, self._cached + len(self._request.ids))
         self._seconds += time.perf_counter() - began
         self._tokens.append(token)
         if self._request.n_logprobs is not None:

@@ -56,7 +56,7 @@ class Tokenizer:
         self.model = self._read("tokenizer.ggml.model", str, "")
         if self.model not in ("gemma4", "llama"):
             raise UnsupportedError(
-                f"{self._where}: tokenizer.ggml.model is {self.model!r}; "
+                f"{self._where}: tokenizer.ggml.model is {self.model[:40]!r}; "
                 "'gemma4' and 'llama' vocabularies are supported"
             )
         if _TOKENS not in self._keys:

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 __all__ = [
+    "Delta",
     "Device",
     "MemoryPlan",
     "ModelInfo",
@@ -16,6 +17,15 @@ __all__ = [
     "TokenLogprob",
     "Usage",
 ]
+
+
+class Delta(str):
+    """A piece of a streamed answer: a string, so it can be printed and joined; `text` is the same string."""
+
+    @property
+    def text(self) -> str:
+        """The new text."""
+        return str(self)
 
 
 class _Record:

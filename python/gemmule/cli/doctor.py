@@ -31,11 +31,11 @@ def doctor_command(as_json: bool) -> None:
 
 def _facts() -> dict[str, Any]:
     import gemmule
-    from gemmule import _core
     from gemmule._demo_weights import demo_parts
+    from gemmule._inspect import build_facts
     from gemmule._memory import machine_memory
 
-    cpu = _core.cpu_info()
+    build, cpu = build_facts()
     try:
         demo_parts()
         demo = True
@@ -46,7 +46,7 @@ def _facts() -> dict[str, Any]:
         "version": gemmule.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "build": _core.build_info(),
+        "build": build,
         "isa": {"selected": cpu["best"], "levels": cpu["levels"], "features": cpu["features"]},
         "cores": {"physical": cpu["n_physical"], "logical": cpu["n_logical"]},
         "memory": {"total": total, "available": available},

@@ -10,7 +10,7 @@ from gemmule.cli._common import context_size, find_model, verbose_option
 
 if TYPE_CHECKING:
     from gemmule import MemoryPlan
-    from gemmule._core import GgufFile
+    from gemmule._inspect import Header
 
 __all__ = ["show_command"]
 
@@ -29,10 +29,9 @@ _SHORT = 100
 @verbose_option
 def show_command(file: str, tensors: bool, meta: str | None, memory: bool, sizes: str, as_json: bool) -> None:
     """What is inside FILE, and does it fit in memory here. Reads the header only."""
-    from gemmule import _core
-    from gemmule._inspect import info_of, plan_for
+    from gemmule._inspect import info_of, open_header, plan_for
 
-    opened = _core.GgufFile(str(find_model(file)))
+    opened = open_header(find_model(file))
     if meta not in (None, "*") and meta not in opened.keys():  # noqa: SIM118
         raise click.UsageError(f"{opened.path} has no key {meta!r}; --meta lists them")
     out: dict[str, Any] = {}
@@ -102,11 +101,11 @@ def _print_memory(plans: "list[MemoryPlan]") -> None:
         click.echo(f"{format_bytes(plans[0].available)} available")
 
 
-def _tensor_types(file: "GgufFile") -> dict[str, int]:
+def _tensor_types(file: "Header") -> dict[str, int]:
     return dict(Counter(kind for _, kind, _, _, _ in file.tensors()).most_common())
 
 
-def _plain(file: "GgufFile", key: str, *, full: bool) -> Any:
+def _plain(file: "Header", key: str, *, full: bool) -> Any:
     """A metadata value as JSON can hold it; long ones are named by their type unless asked for in full."""
     kind = file.type_of(key)
     if kind.startswith("array"):

@@ -21,12 +21,12 @@ __all__ = ["tokenize_command"]
 @verbose_option
 def tokenize_command(model: str, text: str | None, ids: bool, count: bool, as_json: bool, bos: bool) -> None:
     """The tokens of TEXT, or of what is piped in, in the vocabulary of MODEL."""
-    from gemmule import _core
+    from gemmule._inspect import open_header
     from gemmule._tokenizer import Tokenizer
 
     if sum((ids, count, as_json)) > 1:
         raise click.UsageError("choose one of --ids, --count and --json")
-    tokenizer = Tokenizer(_core.GgufFile(str(find_model(model))))
+    tokenizer = Tokenizer(open_header(find_model(model)))
     tokens = tokenizer.encode(piped_text() if text is None else text, add_bos=bos)
     if count:
         click.echo(len(tokens))
