@@ -17,10 +17,8 @@ from typing import Any
 
 import gguf
 import numpy as np
-import torch
-import transformers
 
-__all__ = ["GEMMA3", "GEMMA4", "Shape", "build_model", "build_vocabulary", "write_gguf"]
+__all__ = ["GEMMA3", "GEMMA4", "Shape", "build_model", "build_vocabulary", "write_gguf", "write_header"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,8 @@ GEMMA4_TEMPLATE = (
 
 
 def _config(shape: Shape) -> Any:
+    import transformers
+
     common: dict[str, Any] = {
         "vocab_size": shape.n_vocab,
         "hidden_size": shape.d_model,
@@ -111,6 +111,9 @@ def _config(shape: Shape) -> Any:
 
 def build_model(shape: Shape, seed: int) -> Any:
     """Return the float32 Hugging Face model with every parameter and buffer of the text path random."""
+    import torch
+    import transformers
+
     if shape.arch == "gemma3":
         cls = transformers.Gemma3ForCausalLM
     else:
@@ -281,9 +284,8 @@ def _gguf_name(name: str) -> str:
     return f"blk.{layer}.{_LAYER_NAMES[rest]}"
 
 
-def write_gguf(model: Any, shape: Shape, path: Path, *, seed: int, type_name: str = "F32") -> None:
-    """Write the text model; matrices in `type_name` where the row length allows it, the rest in F32."""
-    writer = gguf.GGUFWriter(str(path), shape.arch)
+def write_header(writer: gguf.GGUFWriter, shape: Shape, *, seed: int, type_name: str) -> None:
+    """Write the metadata and the vocabulary, and the rotary factors of Gemma 4."""
     _write_keys(writer, shape, seed, type_name)
     _write_tokenizer(writer, shape)
     if shape.arch == "gemma4":
@@ -291,6 +293,12 @@ def write_gguf(model: Any, shape: Shape, path: Path, *, seed: int, type_name: st
         factors = np.full(n_pairs, 1e30, np.float32)
         factors[: n_pairs // 4] = 1.0
         writer.add_tensor("rope_freqs.weight", factors)
+
+
+def write_gguf(model: Any, shape: Shape, path: Path, *, seed: int, type_name: str = "F32") -> None:
+    """Write the text model; matrices in `type_name` where the row length allows it, the rest in F32."""
+    writer = gguf.GGUFWriter(str(path), shape.arch)
+    write_header(writer, shape, seed=seed, type_name=type_name)
     kind = gguf.GGMLQuantizationType[type_name]
     block, _ = gguf.GGML_QUANT_SIZES[kind]
     for name, tensor in model.state_dict().items():

@@ -1,0 +1,130 @@
+// What the backend adds to the kernels: splitting into jobs, choosing the form of the input, placing rows.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "backend/backend.h"
+#include "quant/codec.h"
+
+using namespace gemmule;
+
+namespace {
+
+std::vector<float> gaussian(int64_t n, unsigned seed) {
+  std::mt19937 rng(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(static_cast<size_t>(n));
+  for (float& v : x) v = normal(rng);
+  return x;
+}
+
+// A random matrix in a tensor type, with the f32 values its codes stand for.
+struct Matrix {
+  Matrix(DType dtype, int64_t rows, int64_t cols, unsigned seed)
+      : bytes(static_cast<size_t>(rows * row_bytes(dtype, cols))), values(static_cast<size_t>(rows * cols)) {
+    const auto x = gaussian(rows * cols, seed);
+    codec(dtype).quantize_row(x.data(), bytes.data(), rows * cols);
+    codec(dtype).dequantize_row(bytes.data(), values.data(), rows * cols);
+    tensor = {dtype, rows, cols, bytes.data()};
+  }
+  std::vector<uint8_t> bytes;
+  std::vector<float> values;  // [rows][cols]
+  Tensor tensor;
+};
+
+Rows filled(Backend& be, int64_t n, int64_t cols, unsigned seed) {
+  const Rows rows = be.alloc(n, cols);
+  const auto x = gaussian(n * cols, seed);
+  std::memcpy(rows.data, x.data(), x.size() * sizeof(float));
+  return rows;
+}
+
+}  // namespace
+
+TEST_CASE("products of mixed types share one input and are right, for one and many rows") {
+  for (const int n_threads : {1, 3}) {
+    const auto be = open_cpu("", n_threads);
+    be->reserve(40, 512, 64);
+    const Matrix a(DType::Q4_K, 70, 512, 1), b(DType::Q8_0, 9, 512, 2), c(DType::F16, 33, 512, 3);
+    for (const int64_t n : {1, 2, 5, 40}) {
+      const Rows x = filled(*be, n, 512, 4);
+      const Rows ya = be->alloc(n, 70), yb = be->alloc(n, 9), yc = be->alloc(n, 33);
+      const Product products[] = {{ya, a.tensor}, {yb, b.tensor}, {yc, c.tensor}};
+      be->matmul(products, x);
+      for (const auto& [y, m] : {std::pair(ya, &a), std::pair(yb, &b), std::pair(yc, &c)}) {
+        for (int64_t t = 0; t < n; ++t) {
+          for (int64_t r = 0; r < y.cols; ++r) {
+            double dot = 0, norm = 0;
+            for (int64_t i = 0; i < 512; ++i) {
+              const double product =
+                  static_cast<double>(m->values[static_cast<size_t>(r * 512 + i)]) * x.data[t * 512 + i];
+              dot += product;
+              norm += product * product;
+            }
+            // 8-bit inputs: each product is off by less than about 2 %, with random signs
+            CHECK(std::abs(y.data[t * y.cols + r] - dot) < 0.05 * std::sqrt(norm) + 1e-4);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("gated_gelu is the product of its parts") {
+  const auto be = open_cpu("", 2);
+  be->reserve(8, 256, 64);
+  const Matrix gate(DType::Q5_0, 96, 256, 5), up(DType::Q6_K, 96, 256, 6);
+  const Rows x = filled(*be, 8, 256, 7);
+  const Rows y = be->alloc(8, 96), tmp = be->alloc(8, 96), g = be->alloc(8, 96), u = be->alloc(8, 96);
+  be->gated_gelu(y, tmp, gate.tensor, up.tensor, x);
+  be->matmul(g, gate.tensor, x);
+  be->matmul(u, up.tensor, x);
+  for (int64_t i = 0; i < 8 * 96; ++i) {
+    const double v = g.data[i];
+    const double gelu = 0.5 * v * (1 + std::tanh(std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v)));
+    CHECK(y.data[i] == doctest::Approx(gelu * u.data[i]).epsilon(1e-5));
+  }
+}
+
+TEST_CASE("embed scales the rows it is asked for") {
+  const auto be = open_cpu("", 2);
+  be->reserve(6, 64, 64);
+  const Matrix table(DType::Q8_0, 20, 64, 8);
+  const std::vector<int32_t> tokens = {3, 19, 0, 3, 7, 11};
+  const Rows y = be->alloc(6, 64);
+  be->embed(y, table.tensor, tokens, 8.0f);
+  for (size_t t = 0; t < tokens.size(); ++t)
+    for (size_t i = 0; i < 64; ++i)
+      CHECK(y.data[t * 64 + i] == 8.0f * table.values[static_cast<size_t>(tokens[t]) * 64 + i]);
+}
+
+TEST_CASE("kv_append puts positions into their slots, heads apart, around the ring") {
+  const auto be = open_cpu("", 2);
+  be->reserve(8, 64, 16);
+  constexpr int64_t kRing = 256, kHeads = 2, kDim = 16;
+  std::vector<float> k(kHeads * kRing * kDim), v(k.size());
+  const KvView view{DType::F32,
+                    kHeads,
+                    kDim,
+                    kRing,
+                    reinterpret_cast<uint8_t*>(k.data()),
+                    reinterpret_cast<uint8_t*>(v.data())};
+  const KvRun run{1, 3, view};
+  const std::vector<int64_t> pos = {99, 254, 255, 256};
+  const Rows rows_k = filled(*be, 4, kHeads * kDim, 9), rows_v = filled(*be, 4, kHeads * kDim, 10);
+  be->kv_append(std::span(&run, 1), rows_k, rows_v, pos);
+  for (int64_t row = 1; row < 4; ++row) {
+    const int64_t slot = pos[static_cast<size_t>(row)] % kRing;
+    for (int64_t h = 0; h < kHeads; ++h) {
+      for (int64_t i = 0; i < kDim; ++i) {
+        const auto at = static_cast<size_t>((h * kRing + slot) * kDim + i);
+        CHECK(k[at] == rows_k.data[row * kHeads * kDim + h * kDim + i]);
+        CHECK(v[at] == rows_v.data[row * kHeads * kDim + h * kDim + i]);
+      }
+    }
+  }
+  CHECK(k[static_cast<size_t>(99 * kDim)] == 0.0f);  // row 0 belongs to another sequence
+}
