@@ -4,6 +4,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <atomic>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -40,13 +42,21 @@ struct LockedSession {
       : session(std::move(model), n_ctx, kv_type) {}
   Session session;
   std::mutex mutex;
+  std::atomic<int64_t> n_tokens{0};  // of `session`, readable while it runs
 
   template <class Fn>
   auto with(Fn&& fn) {
     const py::gil_scoped_release nogil;
     const std::lock_guard lock(mutex);
+    const Publish publish{*this};
     return fn(session);
   }
+
+  // Publishes the number of tokens when a call ends, however it ends.
+  struct Publish {
+    LockedSession& self;
+    ~Publish() { self.n_tokens.store(static_cast<int64_t>(self.session.tokens().size())); }
+  };
 };
 
 std::shared_ptr<LoadedModel> load_model(const std::string& path, int n_threads, const std::string& isa,
@@ -217,6 +227,7 @@ void append_together(const std::vector<LockedSession*>& sessions, const std::vec
   std::vector<std::unique_lock<std::mutex>> locks;
   for (LockedSession* s : order) locks.emplace_back(s->mutex);
   Session::append_together(plain, ids, call.token());
+  for (LockedSession* s : order) s->n_tokens.store(static_cast<int64_t>(s->session.tokens().size()));
 }
 
 std::unique_ptr<Sampler> make_sampler(float temperature, int32_t top_k, float top_p, float min_p,
@@ -314,8 +325,7 @@ void bind_model(py::module_& m) {
 
   session.def_property_readonly("n_ctx", [](const LockedSession& s) { return s.session.n_ctx(); })
       .def_property_readonly("kv_bytes", [](const LockedSession& s) { return s.session.kv_bytes(); })
-      .def_property_readonly(
-          "n_tokens", [](LockedSession& s) { return s.with([](Session& x) { return x.tokens().size(); }); })
+      .def_property_readonly("n_tokens", [](const LockedSession& s) { return s.n_tokens.load(); })
       .def_property_readonly("tokens", &session_tokens)
       .def("append", &append, py::arg("tokens").noconvert(), py::kw_only(), py::arg("stop") = nullptr,
            py::arg("progress") = py::none(), "Run tokens; all are kept or, on an exception, none.")

@@ -5,6 +5,10 @@
 // yields let the preempted thread run.
 #include "core/thread_pool.h"
 
+#include <system_error>
+
+#include "core/error.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -26,16 +30,26 @@ inline void cpu_relax() {
 }  // namespace
 
 ThreadPool::ThreadPool(int n_threads) {
-  workers_.reserve(static_cast<size_t>(n_threads > 1 ? n_threads - 1 : 0));
-  for (int thread = 1; thread < n_threads; ++thread)
-    workers_.emplace_back([this, thread] { worker_loop(thread); });
+  try {
+    workers_.reserve(static_cast<size_t>(n_threads > 1 ? n_threads - 1 : 0));
+    for (int thread = 1; thread < n_threads; ++thread)
+      workers_.emplace_back([this, thread] { worker_loop(thread); });
+  } catch (const std::system_error&) {
+    const size_t n_started = workers_.size();
+    stop();
+    throw Error(
+        cat("the system refused thread ", n_started + 2, " of ", n_threads, "; choose fewer n_threads"));
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stopping_.store(true, std::memory_order_relaxed);
   epoch_.value.fetch_add(1, std::memory_order_release);
   epoch_.value.notify_all();
   for (std::thread& worker : workers_) worker.join();
+  workers_.clear();
 }
 
 void ThreadPool::run_jobs(int64_t n_jobs, JobFn fn, void* context) {

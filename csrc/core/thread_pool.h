@@ -13,7 +13,8 @@ namespace gemmule {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int n_threads);  // the calling thread is worker 0, so n_threads - 1 are started
+  // The calling thread is worker 0, so n_threads - 1 are started. Throws Error when the system refuses one.
+  explicit ThreadPool(int n_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -34,6 +35,7 @@ class ThreadPool {
   using JobFn = void (*)(void* context, int64_t job, int thread);
   void run_jobs(int64_t n_jobs, JobFn fn, void* context);
   bool take_one_job(int thread);
+  void stop();
   void worker_loop(int thread);
 
   struct alignas(64) Line {

@@ -44,6 +44,9 @@ int64_t job_rows(const Tensor& w, int64_t n_tokens, int n_threads) {
 }  // namespace
 
 std::unique_ptr<Backend> open_cpu(const std::string& isa, int n_threads) {
+  if (n_threads < 0 || n_threads > kMaxThreads)
+    throw std::invalid_argument(
+        cat("n_threads is ", n_threads, "; choose 1 to ", kMaxThreads, ", or 0 for all cores"));
   const KernelTable& kernels = select_kernels(detect_cpu_features(), isa);
   return std::make_unique<CpuBackend>(kernels, n_threads > 0 ? n_threads : physical_cores());
 }

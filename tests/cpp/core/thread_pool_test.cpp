@@ -58,3 +58,7 @@ TEST_CASE("a slow job does not keep the others from being done") {
   });
   CHECK(n.load() == 9);
 }
+
+TEST_CASE("a pool can be made and destroyed without ever running") {
+  for (int i = 0; i < 50; ++i) ThreadPool pool(4);
+}

@@ -128,3 +128,8 @@ TEST_CASE("kv_append puts positions into their slots, heads apart, around the ri
   }
   CHECK(k[static_cast<size_t>(99 * kDim)] == 0.0f);  // row 0 belongs to another sequence
 }
+
+TEST_CASE("absurd numbers of threads are refused") {
+  CHECK_THROWS_AS(open_cpu("", -1), std::invalid_argument);
+  CHECK_THROWS_AS(open_cpu("", kMaxThreads + 1), std::invalid_argument);
+}
