@@ -13,6 +13,7 @@
 #include "bindings/gil.h"
 #include "bindings/module.h"
 #include "core/error.h"
+#include "core/owned_mutex.h"
 #include "engine/memory_plan.h"
 #include "engine/session.h"
 
@@ -24,10 +25,11 @@ namespace {
 using Tokens = py::array_t<int32_t, py::array::c_style>;
 using Floats = py::array_t<float, py::array::c_style>;
 
-std::span<const int32_t> span_of(const Tokens& tokens, const char* name) {
+// A copy: the caller's array could change while the GIL is released.
+std::vector<int32_t> ids_of(const Tokens& tokens, const char* name) {
   if (tokens.ndim() != 1)
     throw std::invalid_argument(cat(name, " must have one dimension, not ", tokens.ndim()));
-  return {tokens.data(), static_cast<size_t>(tokens.size())};
+  return {tokens.data(), tokens.data() + tokens.size()};
 }
 
 DType kv_dtype(const std::string& name) {
@@ -41,13 +43,13 @@ struct LockedSession {
   LockedSession(std::shared_ptr<LoadedModel> model, int64_t n_ctx, DType kv_type)
       : session(std::move(model), n_ctx, kv_type) {}
   Session session;
-  std::mutex mutex;
+  OwnedMutex mutex;
   std::atomic<int64_t> n_tokens{0};  // of `session`, readable while it runs
 
   template <class Fn>
   auto with(Fn&& fn) {
     const py::gil_scoped_release nogil;
-    const std::lock_guard lock(mutex);
+    const OwnedLock lock(mutex);
     const Publish publish{*this};
     return fn(session);
   }
@@ -66,7 +68,7 @@ std::shared_ptr<LoadedModel> load_model(const std::string& path, int n_threads, 
 }
 
 void append(LockedSession& self, const Tokens& tokens, const StopToken* stop, const py::object& progress) {
-  const auto ids = span_of(tokens, "tokens");
+  const std::vector<int32_t> ids = ids_of(tokens, "tokens");
   CallStop call(stop);
   Session::Progress report;
   if (!progress.is_none()) {
@@ -78,17 +80,26 @@ void append(LockedSession& self, const Tokens& tokens, const StopToken* stop, co
   self.with([&](Session& s) { s.append(ids, call.token(), report); });
 }
 
+// Refuses a hidden or logit row that is not finite, naming the position it belongs to.
+void check_rows(Rows rows, const char* what, int64_t position) {
+  for (int64_t i = 0; i < rows.n; ++i)
+    require_finite({rows.data + i * rows.cols, static_cast<size_t>(rows.cols)}, what, position + i);
+}
+
 Floats append_logits(LockedSession& self, const Tokens& tokens, const StopToken* stop) {
-  const auto ids = span_of(tokens, "tokens");
+  const std::vector<int32_t> ids = ids_of(tokens, "tokens");
   const int64_t n_vocab = self.session.model().config().n_vocab;
+  self.with([&](Session& s) { s.check_room(ids); });  // before the rows are allocated
   Floats out({static_cast<py::ssize_t>(ids.size()), static_cast<py::ssize_t>(n_vocab)});
   float* rows = out.mutable_data();
   CallStop call(stop);
   self.with([&](Session& s) {
+    const auto before = static_cast<int64_t>(s.tokens().size());
     s.append(ids, call.token(), {}, nullptr, [&](Gemma4& gemma, int64_t first, Rows hidden) {
       for (int64_t row = 0; row < hidden.n; row += kLogitRows) {
         call.token()->check();
         const Rows z = gemma.logits(hidden.from(row, std::min(kLogitRows, hidden.n - row)));
+        check_rows(z, "logits", before + first + row);
         std::copy_n(z.data, z.n * n_vocab, rows + (first + row) * n_vocab);
       }
     });
@@ -97,13 +108,16 @@ Floats append_logits(LockedSession& self, const Tokens& tokens, const StopToken*
 }
 
 Floats append_hidden(LockedSession& self, const Tokens& tokens, const StopToken* stop) {
-  const auto ids = span_of(tokens, "tokens");
+  const std::vector<int32_t> ids = ids_of(tokens, "tokens");
   const int64_t d_model = self.session.model().config().d_model;
+  self.with([&](Session& s) { s.check_room(ids); });
   Floats out({static_cast<py::ssize_t>(ids.size()), static_cast<py::ssize_t>(d_model)});
   float* rows = out.mutable_data();
   CallStop call(stop);
   self.with([&](Session& s) {
+    const auto before = static_cast<int64_t>(s.tokens().size());
     s.append(ids, call.token(), {}, nullptr, [&](Gemma4&, int64_t first, Rows hidden) {
+      check_rows(hidden, "hidden states", before + first);
       std::copy_n(hidden.data, hidden.n * d_model, rows + first * d_model);
     });
   });
@@ -112,8 +126,8 @@ Floats append_hidden(LockedSession& self, const Tokens& tokens, const StopToken*
 
 py::tuple append_score(LockedSession& self, const Tokens& tokens, const Tokens& targets, int64_t top,
                        const StopToken* stop) {
-  const auto ids = span_of(tokens, "tokens");
-  const auto wanted = span_of(targets, "targets");
+  const std::vector<int32_t> ids = ids_of(tokens, "tokens");
+  const std::vector<int32_t> wanted = ids_of(targets, "targets");
   const int64_t n_vocab = self.session.model().config().n_vocab;
   if (wanted.size() != ids.size()) throw std::invalid_argument("targets must be as long as tokens");
   if (top < 0 || top > n_vocab) throw std::invalid_argument(cat("top is ", top, "; choose 0 to ", n_vocab));
@@ -131,6 +145,7 @@ py::tuple append_score(LockedSession& self, const Tokens& tokens, const Tokens& 
   std::fill_n(best, top_ids.size(), -1);
   CallStop call(stop);
   self.with([&](Session& s) {
+    const auto before = static_cast<int64_t>(s.tokens().size());
     s.append(ids, call.token(), {}, nullptr, [&](Gemma4& gemma, int64_t first, Rows hidden) {
       // Only runs of rows somebody asked for reach the head.
       for (int64_t row = 0; row < hidden.n;) {
@@ -144,6 +159,7 @@ py::tuple append_score(LockedSession& self, const Tokens& tokens, const Tokens& 
           ++n_rows;
         call.token()->check();
         const Rows z = gemma.logits(hidden.from(row, n_rows));
+        check_rows(z, "logits", before + first + row);
         for (int64_t i = 0; i < n_rows; ++i) {
           const int64_t at = first + row + i;
           const std::span<const float> logits(z.data + i * n_vocab, static_cast<size_t>(n_vocab));
@@ -163,11 +179,23 @@ py::tuple append_score(LockedSession& self, const Tokens& tokens, const Tokens& 
   return py::make_tuple(logprobs, top_ids, top_values);
 }
 
+bool is_tap(const std::string& name, int64_t n_layers) {
+  if (name == "embed" || name == "output_norm") return true;
+  for (const char* kind : {"attn_heads", "attn_out", "ffn_out", "layer_out"})
+    for (int64_t layer = 0; layer < n_layers; ++layer)
+      if (name == cat(kind, ".", layer)) return true;
+  return false;
+}
+
 py::dict append_taps(LockedSession& self, const Tokens& tokens, const std::vector<std::string>& names) {
-  const auto ids = span_of(tokens, "tokens");
+  const std::vector<int32_t> ids = ids_of(tokens, "tokens");
   std::map<std::string, std::vector<float>> seen;
   std::map<std::string, int64_t> cols;
-  for (const std::string& name : names) seen[name];
+  for (const std::string& name : names) {
+    if (!is_tap(name, self.session.model().config().n_layers))
+      throw std::invalid_argument(cat("there is no tap called \"", name, "\"; see append_taps"));
+    seen[name];
+  }
   const Tap tap = [&](const char* name, int64_t layer, Rows values) {
     const auto it = seen.find(layer < 0 ? std::string(name) : cat(name, ".", layer));
     if (it == seen.end()) return;
@@ -178,8 +206,7 @@ py::dict append_taps(LockedSession& self, const Tokens& tokens, const std::vecto
   self.with([&](Session& s) { s.append(ids, call.token(), {}, &tap); });
   py::dict out;
   for (const auto& [name, values] : seen) {
-    if (values.empty()) throw std::invalid_argument(cat("there is no tap called \"", name, "\""));
-    const int64_t width = cols[name];
+    const int64_t width = std::max<int64_t>(1, cols[name]);
     Floats rows({static_cast<py::ssize_t>(values.size()) / width, static_cast<py::ssize_t>(width)});
     std::copy(values.begin(), values.end(), rows.mutable_data());
     out[py::str(name)] = rows;
@@ -190,15 +217,27 @@ py::dict append_taps(LockedSession& self, const Tokens& tokens, const std::vecto
 Floats logits(LockedSession& self) {
   Floats out(self.session.model().config().n_vocab);
   float* row = out.mutable_data();
+  CallStop call(nullptr);
   self.with([&](Session& s) {
-    const auto values = s.logits();
+    const auto values = s.logits(call.token());
     std::copy(values.begin(), values.end(), row);
   });
   return out;
 }
 
-py::tuple sample(LockedSession& self, Sampler& sampler, int64_t n_prompt) {
-  Sampled result = self.with([&](Session& s) { return s.sample(sampler, static_cast<size_t>(n_prompt)); });
+// A sampler has scratch of its own, so two threads that share one take turns.
+struct LockedSampler {
+  Sampler sampler;
+  std::mutex mutex;
+};
+
+py::tuple sample(LockedSession& self, LockedSampler& sampler, int64_t n_prompt) {
+  CallStop call(nullptr);
+  const Sampled result = self.with([&](Session& s) {
+    s.logits(call.token());
+    const std::lock_guard lock(sampler.mutex);
+    return s.sample(sampler.sampler, static_cast<size_t>(n_prompt));
+  });
   return py::make_tuple(result.token, result.logprob, result.top);
 }
 
@@ -212,8 +251,7 @@ void append_together(const std::vector<LockedSession*>& sessions, const std::vec
     throw std::invalid_argument("append_together needs one piece of tokens for every session");
   std::vector<std::vector<int32_t>> ids;
   for (const Tokens& piece : pieces) {
-    const auto span = span_of(piece, "tokens");
-    ids.emplace_back(span.begin(), span.end());
+    ids.push_back(ids_of(piece, "tokens"));
   }
   std::vector<LockedSession*> order =
       sessions;  // locked in address order, so that two such calls cannot deadlock
@@ -224,17 +262,18 @@ void append_together(const std::vector<LockedSession*>& sessions, const std::vec
   for (LockedSession* s : sessions) plain.push_back(&s->session);
   CallStop call(nullptr);
   const py::gil_scoped_release nogil;
-  std::vector<std::unique_lock<std::mutex>> locks;
+  std::vector<OwnedLock> locks;
   for (LockedSession* s : order) locks.emplace_back(s->mutex);
   Session::append_together(plain, ids, call.token());
   for (LockedSession* s : order) s->n_tokens.store(static_cast<int64_t>(s->session.tokens().size()));
 }
 
-std::unique_ptr<Sampler> make_sampler(float temperature, int32_t top_k, float top_p, float min_p,
-                                      float repeat_penalty, float presence_penalty, float frequency_penalty,
-                                      const std::map<int32_t, float>& logit_bias,
-                                      const std::vector<int32_t>& suppress, uint64_t seed,
-                                      int32_t n_logprobs) {
+std::unique_ptr<LockedSampler> make_sampler(float temperature, int32_t top_k, float top_p, float min_p,
+                                            float repeat_penalty, float presence_penalty,
+                                            float frequency_penalty,
+                                            const std::map<int32_t, float>& logit_bias,
+                                            const std::vector<int32_t>& suppress, uint64_t seed,
+                                            int32_t n_logprobs) {
   const auto check = [](bool ok, const char* message) {
     if (!ok) throw std::invalid_argument(message);
   };
@@ -254,7 +293,7 @@ std::unique_ptr<Sampler> make_sampler(float temperature, int32_t top_k, float to
           "logit_bias must not be NaN or +inf");
     options.logit_bias.emplace_back(token, bias);
   }
-  return std::make_unique<Sampler>(std::move(options));
+  return std::unique_ptr<LockedSampler>(new LockedSampler{Sampler(std::move(options)), {}});
 }
 
 py::dict memory_plan(const GgufFile& file, int64_t n_ctx, const std::string& kv_type, int64_t n_ubatch) {
@@ -281,7 +320,7 @@ void bind_model(py::module_& m) {
       .def("reset", &StopToken::reset)
       .def_property_readonly("cancelled", &StopToken::cancelled);
 
-  py::class_<Sampler>(m, "Sampler", "How the next token is chosen from the logits.")
+  py::class_<LockedSampler>(m, "Sampler", "How the next token is chosen from the logits.")
       .def(py::init(&make_sampler), py::kw_only(), py::arg("temperature") = 1.0f, py::arg("top_k") = 0,
            py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repeat_penalty") = 1.0f,
            py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,

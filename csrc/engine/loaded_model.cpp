@@ -1,24 +1,34 @@
 #include "engine/loaded_model.h"
 
 #include "core/error.h"
+#include "engine/memory_plan.h"
 
 namespace gemmule {
 namespace {
 
-int64_t checked_ubatch(int64_t n_ubatch) {
-  if (n_ubatch < 1 || n_ubatch > kMaxUbatch)
-    throw std::invalid_argument(cat("n_ubatch is ", n_ubatch, "; choose 1 to ", kMaxUbatch));
+// What a step needs beyond the weights must fit before it is reserved.
+int64_t checked_ubatch(const Config& config, int64_t n_ubatch) {
+  check_ubatch(n_ubatch);
+  const int64_t need = Gemma4::scratch_bytes(config, n_ubatch, kLogitRows), have = available_memory();
+  if (have > 0 && need > have)
+    throw NotEnoughMemoryError(cat("steps of ", n_ubatch, " tokens need ", need >> 20, " MiB and ",
+                                   have >> 20, " MiB are free; choose a smaller n_ubatch or another model"));
   return n_ubatch;
 }
 
 }  // namespace
+
+void check_ubatch(int64_t n_ubatch) {
+  if (n_ubatch < 1 || n_ubatch > kMaxUbatch)
+    throw std::invalid_argument(cat("n_ubatch is ", n_ubatch, "; choose 1 to ", kMaxUbatch));
+}
 
 LoadedModel::LoadedModel(std::shared_ptr<const GgufFile> file, const LoadOptions& options)
     : file_(std::move(file)),
       config_(Config::from_gguf(*file_)),
       backend_(open_cpu(options.isa, options.n_threads)),
       weights_(Weights::bind(*file_, config_, *backend_)),
-      n_ubatch_(checked_ubatch(options.n_ubatch)),
+      n_ubatch_(checked_ubatch(config_, options.n_ubatch)),
       gemma_(config_, weights_, *backend_, n_ubatch_, kLogitRows) {}
 
 int64_t LoadedModel::n_params() const {

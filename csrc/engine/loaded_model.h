@@ -3,10 +3,10 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <string>
 
 #include "backend/backend.h"
+#include "core/owned_mutex.h"
 #include "gguf/gguf_reader.h"
 #include "model/config.h"
 #include "model/gemma4.h"
@@ -21,6 +21,8 @@ struct LoadOptions {
 };
 inline constexpr int64_t kMaxUbatch = 4096;
 inline constexpr int64_t kLogitRows = 16;  // rows of logits held at a time: 16 MB at Gemma's vocabulary
+
+void check_ubatch(int64_t n_ubatch);  // throws std::invalid_argument
 
 class LoadedModel {
  public:
@@ -39,7 +41,7 @@ class LoadedModel {
   // fn(gemma) with the model to itself; checks first that the file is still whole.
   template <class Fn>
   auto run(Fn&& fn) {
-    const std::lock_guard lock(mutex_);
+    const OwnedLock lock(mutex_);
     file_->file().check_not_truncated();
     return fn(gemma_);
   }
@@ -51,7 +53,7 @@ class LoadedModel {
   Weights weights_;
   int64_t n_ubatch_;
   Gemma4 gemma_;
-  std::mutex mutex_;
+  OwnedMutex mutex_;
 };
 
 }  // namespace gemmule

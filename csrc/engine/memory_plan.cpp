@@ -23,16 +23,27 @@ int64_t meminfo_available() {
   return 0;
 }
 
+// Bytes of files that the control group holds in memory: counted as used, but given back when needed.
+int64_t cgroup_file_cache(const char* stat_file) {
+  std::ifstream stat(stat_file);
+  std::string name;
+  int64_t n_bytes = 0, sum = 0;
+  while (stat >> name >> n_bytes)
+    if (name == "inactive_file" || name == "active_file") sum += n_bytes;
+  return sum;
+}
+
 // The control group this process is in (version 2, or version 1 at its usual place); 0: no limit.
 int64_t cgroup_available() {
-  const char* const places[][2] = {
-      {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-      {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"}};
-  for (const auto& [limit_file, usage_file] : places) {
+  const char* const places[][3] = {
+      {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"},
+      {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+       "/sys/fs/cgroup/memory/memory.stat"}};
+  for (const auto& [limit_file, usage_file, stat_file] : places) {
     int64_t limit = 0, usage = 0;
     if ((std::ifstream(limit_file) >> limit) && (std::ifstream(usage_file) >> usage) &&
         limit < (int64_t{1} << 60))
-      return std::max<int64_t>(1, limit - usage);
+      return std::max<int64_t>(1, limit - usage + cgroup_file_cache(stat_file));
   }
   return 0;
 }
@@ -50,6 +61,7 @@ int64_t available_memory() {
 }
 
 MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64_t n_ubatch) {
+  check_ubatch(n_ubatch);
   const Config config = Config::from_gguf(file);
   MemoryPlan plan;
   for (const GgufTensor& tensor : file.tensors()) plan.weights += static_cast<int64_t>(tensor.n_bytes);

@@ -1,6 +1,7 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <unordered_map>
@@ -28,6 +29,21 @@ double gumbel_noise(uint64_t seed, int64_t position, int32_t token) {
   z = mix(z ^ (static_cast<uint64_t>(static_cast<uint32_t>(token)) + kGolden));
   const double uniform = (static_cast<double>(z >> 11) + 0.5) * 0x1p-53;  // in (0, 1)
   return -std::log(-std::log(uniform));
+}
+
+void require_finite(std::span<const float> x, const char* what, int64_t position) {
+  // An exponent of all ones plus one carries into the sign bit; four sums, so that they do not wait for each
+  // other.
+  constexpr uint32_t kExponent = 0x7f800000u, kOne = 0x00800000u;
+  const auto carry = [&](size_t i) { return (std::bit_cast<uint32_t>(x[i]) & kExponent) + kOne; };
+  uint32_t seen[4] = {};
+  size_t i = 0;
+  for (; i + 4 <= x.size(); i += 4)
+    for (size_t lane = 0; lane < 4; ++lane) seen[lane] |= carry(i + lane);
+  for (; i < x.size(); ++i) seen[0] |= carry(i);
+  if ((seen[0] | seen[1] | seen[2] | seen[3]) >> 31)
+    throw Error(cat("the ", what, " at position ", position,
+                    " are not finite; the weights are damaged, verify the file"));
 }
 
 double log_sum_exp(std::span<const float> x) {
@@ -121,11 +137,7 @@ void Sampler::keep_probable() {
 
 Sampled Sampler::sample(std::span<const float> logits, std::span<const int32_t> history, size_t n_prompt,
                         int64_t position) {
-  float check = 0;  // 0 * x is NaN for infinities and NaN, and NaN stays
-  for (const float x : logits) check += 0.0f * x;
-  if (!(check == 0.0f))
-    throw Error(cat("the logits at position ", position,
-                    " are not finite; the weights are damaged, verify the file"));
+  require_finite(logits, "logits", position);
   work_.assign(logits.begin(), logits.end());
   adjust(history, n_prompt);
 
@@ -138,7 +150,9 @@ Sampled Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
     keep_top_k();
     while (!candidates_.empty() && candidates_.back().logit == kMinusInf) candidates_.pop_back();
     if (candidates_.empty()) throw Error("every token is suppressed; relax logit_bias");
-    for (Candidate& c : candidates_) c.logit /= options_.temperature;
+    const float highest =
+        candidates_[0].logit;  // taken off first, so that a tiny temperature cannot overflow the best
+    for (Candidate& c : candidates_) c.logit = (c.logit - highest) / options_.temperature;
     keep_probable();
     double best = -std::numeric_limits<double>::infinity();
     for (const Candidate& c : candidates_) {

@@ -59,6 +59,8 @@ class Sampler {
   std::vector<Candidate> candidates_;  // best first once cut
 };
 
+// Throws Error when a number is not finite, naming what they are and the position.
+void require_finite(std::span<const float> x, const char* what, int64_t position);
 // log of the sum of exp(x), in double precision.
 double log_sum_exp(std::span<const float> x);
 // The n largest entries as (index, value - log_z), best first; ties by index.

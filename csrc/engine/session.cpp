@@ -90,7 +90,7 @@ void Session::run_rows(std::span<const int32_t> tokens, int64_t pos, const StopT
       if (consume)
         consume(gemma, first, hidden);
       else if (first + rows == n)
-        keep_logits(gemma, hidden.from(rows - 1, 1));
+        keep_logits(gemma, hidden.from(rows - 1, 1), pos + n - 1);
     });
     first += rows;
     n_stored_ = pos + first;
@@ -98,23 +98,29 @@ void Session::run_rows(std::span<const int32_t> tokens, int64_t pos, const StopT
   }
 }
 
-void Session::keep_logits(Gemma4& gemma, Rows last_hidden) {
+void Session::keep_logits(Gemma4& gemma, Rows last_hidden, int64_t position) {
   const Rows z = gemma.logits(last_hidden);
+  require_finite({z.data, static_cast<size_t>(z.cols)}, "logits", position);
   logits_.assign(z.data, z.data + z.cols);
 }
 
-std::span<const float> Session::logits() {
+std::span<const float> Session::logits(const StopToken* stop) {
   if (tokens_.empty()) throw std::invalid_argument("the session is empty; append a token first");
   if (logits_.empty()) {  // after a rewind or a cancelled call: run the last token again
     const int32_t last = tokens_.back();
     rewind(static_cast<int64_t>(tokens_.size()) - 1);
-    append(std::span(&last, 1), nullptr, {});
+    try {
+      append(std::span(&last, 1), stop, {});
+    } catch (...) {
+      tokens_.push_back(last);  // not stored, so the next call reads it again
+      throw;
+    }
   }
   return logits_;
 }
 
-Sampled Session::sample(Sampler& sampler, size_t n_prompt) {
-  return sampler.sample(logits(), tokens_, n_prompt, static_cast<int64_t>(tokens_.size()));
+Sampled Session::sample(Sampler& sampler, size_t n_prompt, const StopToken* stop) {
+  return sampler.sample(logits(stop), tokens_, n_prompt, static_cast<int64_t>(tokens_.size()));
 }
 
 void Session::rewind(int64_t n) {
@@ -122,6 +128,7 @@ void Session::rewind(int64_t n) {
     throw std::invalid_argument(cat("cannot rewind to ", n, " tokens; the session holds ", tokens_.size()));
   if (n < static_cast<int64_t>(tokens_.size()) || n < n_stored_) logits_.clear();
   tokens_.resize(static_cast<size_t>(n));
+  if (n == 0) n_written_ = 0;
   n_stored_ = kv_.can_rewind(n, n_written_) ? std::min(n_stored_, n) : 0;
 }
 
@@ -164,8 +171,17 @@ void Session::append_together(std::span<Session* const> sessions,
   }
   model.run([&](Gemma4& gemma) {
     const Rows hidden = gemma.forward({tokens, positions, sequences}, stop, nullptr);
-    for (size_t s = 0; s < sessions.size(); ++s)
-      sessions[s]->keep_logits(gemma, hidden.from(sequences[s].row + sequences[s].n_rows - 1, 1));
+    try {
+      for (size_t s = 0; s < sessions.size(); ++s) {
+        const Batch::Sequence& rows = sequences[s];
+        const int64_t last = rows.row + rows.n_rows - 1;
+        sessions[s]->keep_logits(gemma, hidden.from(last, 1), positions[static_cast<size_t>(last)]);
+        sessions[s]->tokens_.reserve(sessions[s]->tokens_.size() + pieces[s].size());
+      }
+    } catch (...) {  // all or none: what was computed belongs to tokens that nobody will have
+      for (Session* session : sessions) session->logits_.clear();
+      throw;
+    }
   });
   for (size_t s = 0; s < sessions.size(); ++s) {
     Session& session = *sessions[s];

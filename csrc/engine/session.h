@@ -30,15 +30,19 @@ class Session {
   // held.
   using Consume = std::function<void(Gemma4& gemma, int64_t first, Rows hidden)>;
 
+  // Throws ContextLengthError when `tokens` do not fit after what the session holds.
+  void check_room(std::span<const int32_t> tokens) const;
+
   // Runs `tokens` after what the session holds. Either all of them are kept or, on any exception, none.
   // Throws ContextLengthError before anything runs, Cancelled, FormatError (file cut meanwhile).
   void append(std::span<const int32_t> tokens, const StopToken* stop, const Progress& progress,
               const Tap* tap = nullptr, const Consume& consume = {});
 
   // logits of the last token [n_vocab]; throws Error on an empty session.
-  std::span<const float> logits();
+  // After a rewind the last token is run again first.
+  std::span<const float> logits(const StopToken* stop = nullptr);
 
-  Sampled sample(Sampler& sampler, size_t n_prompt);
+  Sampled sample(Sampler& sampler, size_t n_prompt, const StopToken* stop = nullptr);
 
   // Keeps the first n tokens. Where a sliding window has already been overwritten, the next append first
   // re-reads the kept tokens.
@@ -50,12 +54,11 @@ class Session {
                               std::span<const std::vector<int32_t>> pieces, const StopToken* stop);
 
  private:
-  void check_room(std::span<const int32_t> tokens) const;
   void check_ids(std::span<const int32_t> tokens) const;
   void replay(const StopToken* stop);
   void run_rows(std::span<const int32_t> tokens, int64_t pos, const StopToken* stop, const Progress& progress,
                 const Tap* tap, const Consume& consume);
-  void keep_logits(Gemma4& gemma, Rows last_hidden);
+  void keep_logits(Gemma4& gemma, Rows last_hidden, int64_t position);
 
   std::shared_ptr<LoadedModel> model_;
   KvCache kv_;

@@ -47,7 +47,10 @@ class Reader {
   void refuse_if_set(const char* name, const char* what) const {
     const GgufValue* value = file_.find(key(name));
     if (value == nullptr) return;
-    if (value->type != ValueType::Array && file_.get_int(key(name)) == 0) return;
+    const bool is_float = value->type == ValueType::F32 || value->type == ValueType::F64;
+    if (is_float ? file_.get_float(key(name)) == 0
+                 : value->type != ValueType::Array && file_.get_int(key(name)) == 0)
+      return;
     throw UnsupportedError(
         cat(file_.path(), ": ", key(name), " asks for ", what, ", which this version cannot run"));
   }

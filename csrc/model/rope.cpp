@@ -59,9 +59,9 @@ std::vector<float> rope_frequencies(const RopeConfig& config, std::span<const fl
   for (int64_t i = 0; i < n_pairs; ++i) {
     const float factor = factors.empty() ? 1.0f : factors[static_cast<size_t>(i)];
     if (factor > kDoesNotTurn) continue;
-    if (!(factor > 0.0f) || static_cast<int64_t>(freq.size()) != i)
+    if (!(factor >= 1.0f) || static_cast<int64_t>(freq.size()) != i)
       throw UnsupportedError(cat("rope_freqs.weight: pair ", i, " has factor ", factor,
-                                 "; this version needs positive factors first and the unturned pairs last"));
+                                 "; this version needs factors of at least 1, and the unturned pairs last"));
     const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim);
     freq.push_back(static_cast<float>(std::pow(config.base, exponent) * config.position_scale) / factor);
   }

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "core/utf8.h"
 
 namespace gemmule {
 namespace {
@@ -40,8 +41,8 @@ class Binder {
   void refuse_unused() const {
     for (const GgufTensor& tensor : file_.tensors())
       if (!used_.contains(tensor.name))
-        throw UnsupportedError(
-            cat(file_.path(), ": tensor ", tensor.name, " belongs to a variant this version cannot run"));
+        throw UnsupportedError(cat(file_.path(), ": tensor ", printable(tensor.name),
+                                   " belongs to a variant this version cannot run"));
   }
 
  private:
@@ -55,7 +56,7 @@ class Binder {
   [[noreturn]] void wrong_shape(const GgufTensor& tensor, int64_t cols, int64_t rows) const {
     std::string found;
     for (const int64_t dim : tensor.shape) found += cat(found.empty() ? "" : ", ", dim);
-    throw FormatError(cat(file_.path(), ": tensor ", tensor.name, " has shape [", found,
+    throw FormatError(cat(file_.path(), ": tensor ", printable(tensor.name), " has shape [", found,
                           "], the metadata asks for [", cols, rows == 1 ? "" : cat(", ", rows), "]"));
   }
 

@@ -64,9 +64,8 @@ def test_damaged_files_never_crash(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5, 8))
-def test_every_damaged_file(tmp_path: Path, seed: int) -> None:
-    for name, path in corpus(tmp_path, ("header", "model", "none"), seed=seed):
+def test_every_damaged_file(tmp_path: Path) -> None:
+    for name, path in corpus(tmp_path, ("header", "model", "none"), seed=5, every=2):
         message = answer(path)
         assert message is not None or not name.startswith("refuse"), name
         assert message is None or is_short(message), name

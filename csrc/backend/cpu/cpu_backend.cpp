@@ -60,7 +60,9 @@ void CpuBackend::reserve(int64_t max_rows, int64_t max_cols, int64_t max_head_di
   max_rows_ = max_rows;
   max_cols_ = (max_cols + 255) / 256 * 256;
   const size_t matmul = kernels_.matmul_scratch_bytes(max_rows, max_cols_);
-  const size_t attend = kernels_.attend_scratch_bytes(max_head_dim, attend_rows_);
+  size_t attend = 0;  // the need does not grow steadily with the head size, and layers differ in it
+  for (int64_t head_dim = 8; head_dim <= max_head_dim; head_dim += 8)
+    attend = std::max(attend, kernels_.attend_scratch_bytes(head_dim, attend_rows_));
   scratch_bytes_ = static_cast<int64_t>((std::max(matmul, attend) + 4095) / 4096 * 4096);
   scratch_ = Arena(scratch_bytes_ * pool_.n_threads());
   const int64_t n = max_rows * max_cols_;

@@ -124,3 +124,24 @@ TEST_CASE("suppressing everything is an error") {
   CHECK_THROWS_AS(draw({.temperature = 0, .suppress = {0, 1}}, logits, 0), Error);
   CHECK_THROWS_AS(draw({.temperature = 1, .suppress = {0, 1}}, logits, 0), Error);
 }
+
+TEST_CASE("a tiny temperature is greedy, not an overflow") {
+  const std::vector<float> logits = {-90, -100, -80, -95};
+  for (const float temperature : {1e-3f, 1e-37f}) {
+    CHECK(draw({.temperature = temperature}, logits, 0) == 2);
+    CHECK(draw({.temperature = temperature, .suppress = {2}}, logits, 0) == 0);
+  }
+}
+
+TEST_CASE("require_finite finds a bad number at any place and passes all others") {
+  const float largest = std::numeric_limits<float>::max(), tiny = std::numeric_limits<float>::denorm_min();
+  std::vector<float> x = {0.0f, -0.0f, largest, -largest, tiny, 1.0f, -3.0f};
+  CHECK_NOTHROW(require_finite(x, "numbers", 3));
+  for (size_t i = 0; i < x.size(); ++i) {
+    for (const float bad : {kInf, -kInf, std::numeric_limits<float>::quiet_NaN()}) {
+      auto broken = x;
+      broken[i] = bad;
+      CHECK_THROWS_AS(require_finite(broken, "numbers", 3), Error);
+    }
+  }
+}

@@ -192,3 +192,30 @@ TEST_CASE("a context that cannot fit is refused with a smaller one that does") {
     CHECK(std::string(e.what()).find("n_ctx=") != std::string::npos);
   }
 }
+
+TEST_CASE("logits that were interrupted leave the tokens alone") {
+  const auto model = load(kModels[0], {.n_ubatch = 8});
+  Session session(model, 64, DType::F16);
+  const auto tokens = some_tokens(*model, 20);
+  session.append(tokens, nullptr, {});
+  session.rewind(10);
+  StopToken stop;
+  stop.cancel();
+  for (int i = 0; i < 2; ++i) {
+    CHECK_THROWS_AS(session.logits(&stop), Cancelled);
+    CHECK(session.tokens().size() == 10);
+  }
+  Session fresh(model, 64, DType::F16);
+  fresh.append(std::span(tokens).first(10), nullptr, {});
+  CHECK(same_bits(session.logits(), fresh.logits()));
+}
+
+TEST_CASE("a callback that comes back to the model it runs in gets an error, not a deadlock") {
+  const auto model = load(kModels[0]);
+  Session session(model, 64, DType::F16), other(model, 64, DType::F16);
+  const auto tokens = some_tokens(*model, 5);
+  const Tap tap = [&](const char*, int64_t, Rows) { other.append(tokens, nullptr, {}); };
+  CHECK_THROWS_AS(session.append(tokens, nullptr, {}, &tap), Error);
+  CHECK(session.tokens().empty());
+  session.append(tokens, nullptr, {});
+}

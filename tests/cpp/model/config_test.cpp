@@ -20,7 +20,7 @@ struct Gemma4Header {
   uint32_t block_count = 6, n_heads = 16, window = 1024, key_length = 512, key_length_swa = 256,
            context = 262144;
   uint32_t expert_count = 0, shared_layers = 0, per_layer_input = 0;
-  float eps = 1e-6f;
+  float eps = 1e-6f, attn_softcap = 0;
   std::vector<int32_t> kv_heads = {8, 8, 8, 8, 8, 1};
   std::vector<uint8_t> pattern = {1, 1, 1, 1, 1, 0};
   std::vector<int32_t> suppress;
@@ -52,6 +52,7 @@ struct Gemma4Header {
         .scalar(key("rope.freq_base_swa"), ValueType::F32, 1e4f)
         .scalar(key("final_logit_softcapping"), ValueType::F32, 30.0f)
         .scalar(key("embedding_length_per_layer_input"), ValueType::U32, per_layer_input)
+        .scalar(key("attn_logit_softcapping"), ValueType::F32, attn_softcap)
         .scalar(key("expert_count"), ValueType::U32, expert_count);
     if (!suppress.empty())
       file.add("tokenizer.ggml.suppress_tokens", ValueType::Array,
@@ -115,5 +116,6 @@ TEST_CASE("variants that cannot run yet are refused by name") {
   refused<UnsupportedError>({.expert_count = 128}, "expert_count");
   refused<UnsupportedError>({.shared_layers = 20}, "shared_kv_layers");
   refused<UnsupportedError>({.per_layer_input = 256}, "embedding_length_per_layer_input");
+  refused<UnsupportedError>({.attn_softcap = 50.0f}, "attn_logit_softcapping");
   refused<UnsupportedError>({.architecture = "llama"}, "general.architecture");
 }

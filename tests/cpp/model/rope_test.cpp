@@ -36,6 +36,8 @@ TEST_CASE("factors divide the angle and linear scaling divides the position") {
 TEST_CASE("unturned pairs in the middle and broken factors are refused") {
   const std::vector<float> hole = {1.0f, 1e30f, 1.0f, 1e30f};
   CHECK_THROWS_AS(rope_frequencies({1e4, 8, 1}, hole), UnsupportedError);
+  const std::vector<float> small = {1e-35f, 1.0f, 1e30f, 1e30f};
+  CHECK_THROWS_AS(rope_frequencies({1e4, 8, 1}, small), UnsupportedError);
   const std::vector<float> zero = {1.0f, 0.0f, 1e30f, 1e30f};
   CHECK_THROWS_AS(rope_frequencies({1e4, 8, 1}, zero), UnsupportedError);
 }

@@ -28,11 +28,14 @@ inline void scale(float* x, float s, int64_t n) noexcept {
   if (i < n) store_tail(x + i, mul(load_tail(x + i, n - i), factor), n - i);
 }
 
+// 0 * x keeps NaN and makes it of infinities, which tanh alone would hide.
+inline F8 softcap8(F8 x, F8 limit) noexcept { return fma(x, zero8(), mul(limit, tanh8(div(x, limit)))); }
+
 inline void softcap(float* x, float cap, int64_t n) noexcept {
   const F8 limit = set1(cap);
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8) store8(x + i, mul(limit, tanh8(div(load8(x + i), limit))));
-  if (i < n) store_tail(x + i, mul(limit, tanh8(div(load_tail(x + i, n - i), limit))), n - i);
+  for (; i + 8 <= n; i += 8) store8(x + i, softcap8(load8(x + i), limit));
+  if (i < n) store_tail(x + i, softcap8(load_tail(x + i, n - i), limit), n - i);
 }
 
 inline void f32_to_f16_row(const float* x, uint16_t* y, int64_t n) noexcept {

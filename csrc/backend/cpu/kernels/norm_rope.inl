@@ -17,7 +17,11 @@ inline float inverse_rms(const float* x, int64_t n, float eps) noexcept {
     const F8 v = load_tail(x + i, n - i);
     lanes = fma(v, v, lanes);
   }
-  return 1.0f / sqrt_lane(sum8(lanes) / static_cast<float>(n) + eps);
+  const float sum = sum8(lanes);
+  // A row so large that its squares overflow must not turn into zeros: infinity - infinity is NaN and stays
+  // NaN.
+  if (!(sum < __builtin_inff())) return sum - sum;
+  return 1.0f / sqrt_lane(sum / static_cast<float>(n) + eps);
 }
 
 inline void rms_norm(float* y, const float* x, const float* w, int64_t n, float eps) noexcept {

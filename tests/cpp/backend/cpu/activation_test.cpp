@@ -21,7 +21,7 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 
 std::vector<const KernelTable*> supported_tables() {
   std::vector<const KernelTable*> tables;
-  for (const KernelLevel& level : kernel_levels(detect_cpu_features())) {
+  for (const gemmule::KernelLevel& level : gemmule::kernel_levels(gemmule::detect_cpu_features())) {
     if (level.supported) tables.push_back(level.table);
   }
   return tables;
@@ -123,7 +123,7 @@ TEST_CASE("softcap is cap * tanh(x / cap)") {
   for (const KernelTable* table : supported_tables()) {
     std::vector<float> x = random_floats(4096, 40.0f, 3);
     x[0] = 1e30f;
-    x[1] = -kInf;
+    x[1] = -1e30f;
     x[2] = 0.0f;
     std::vector<float> y = x;
     table->softcap(y.data(), 30.0f, static_cast<int64_t>(y.size()));
@@ -138,3 +138,14 @@ TEST_CASE("softcap is cap * tanh(x / cap)") {
 
 }  // namespace
 }  // namespace gemmule
+
+TEST_CASE("softcap does not hide infinities") {
+  for (const gemmule::KernelLevel& level : gemmule::kernel_levels(gemmule::detect_cpu_features())) {
+    if (!level.supported) continue;
+    const float inf = std::numeric_limits<float>::infinity();
+    std::vector<float> x = {1, inf, -inf, 1e30f, 0, 0, 0, 0, inf};
+    level.table->softcap(x.data(), 30.0f, 9);
+    for (const size_t i : {1u, 2u, 8u}) CHECK(x[i] != x[i]);
+    CHECK(x[3] == 30.0f);
+  }
+}

@@ -133,3 +133,25 @@ TEST_CASE("absurd numbers of threads are refused") {
   CHECK_THROWS_AS(open_cpu("", -1), std::invalid_argument);
   CHECK_THROWS_AS(open_cpu("", kMaxThreads + 1), std::invalid_argument);
 }
+
+TEST_CASE("heads smaller than the largest one have the scratch they need") {
+  for (const int64_t largest : {16, 24, 32, 64}) {
+    const auto be = open_cpu("", 2);
+    be->reserve(300, 64, largest);
+    for (int64_t head_dim = 8; head_dim <= largest; head_dim += 8) {
+      std::vector<float> k(static_cast<size_t>(512 * head_dim)), v(k.size(), 1.0f);
+      const KvView view{DType::F32,
+                        1,
+                        head_dim,
+                        512,
+                        reinterpret_cast<uint8_t*>(k.data()),
+                        reinterpret_cast<uint8_t*>(v.data())};
+      const KvRun run{0, 300, view};
+      std::vector<int64_t> lo(300), hi(300);
+      for (int64_t i = 0; i < 300; ++i) hi[static_cast<size_t>(i)] = i + 1;
+      const Rows q = filled(*be, 300, 8 * head_dim, 11), y = be->alloc(300, 8 * head_dim);
+      be->attend(y, q, std::span(&run, 1), lo, hi);
+      for (int64_t i = 0; i < 300 * 8 * head_dim; ++i) REQUIRE(y.data[i] == doctest::Approx(1.0f));
+    }
+  }
+}

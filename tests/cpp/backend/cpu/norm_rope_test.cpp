@@ -15,7 +15,7 @@ namespace {
 
 std::vector<const KernelTable*> supported_tables() {
   std::vector<const KernelTable*> tables;
-  for (const KernelLevel& level : kernel_levels(detect_cpu_features())) {
+  for (const gemmule::KernelLevel& level : gemmule::kernel_levels(gemmule::detect_cpu_features())) {
     if (level.supported) tables.push_back(level.table);
   }
   return tables;
@@ -146,3 +146,12 @@ TEST_CASE("rope turns the pairs it is asked to, with the bits of the contract, i
 
 }  // namespace
 }  // namespace gemmule
+
+TEST_CASE("a row whose squares overflow gives NaN, not zeros") {
+  for (const gemmule::KernelLevel& level : gemmule::kernel_levels(gemmule::detect_cpu_features())) {
+    if (!level.supported) continue;
+    std::vector<float> x(24, 1e25f), y(24);
+    level.table->rms_norm(y.data(), x.data(), nullptr, 24, 1e-6f);
+    for (const float v : y) CHECK(v != v);
+  }
+}
