@@ -135,3 +135,52 @@ def test_scores_are_the_log_softmax_of_the_logits(arch: str) -> None:
     assert np.isnan(scores[-1])
     assert (top_ids[:-1, 0] == rows.argmax(axis=1)[:-1]).all()
     np.testing.assert_allclose(top_logprobs[:-1, 0], logp.max(axis=1)[:-1], atol=2e-3)
+
+
+def test_core_calls_that_fail_leave_the_session_alone(golden: Path) -> None:
+    model = _core.Model(str(golden / "tiny-gemma4-f32.gguf"), n_threads=1)
+    session = model.session(n_ctx=64)
+    ids = np.arange(2, 22, dtype=np.int32)
+    with pytest.raises(ValueError, match="no tap called"):
+        session.append_taps(ids, ["nope"])
+    assert session.n_tokens == 0
+    with pytest.raises(gemmule.ContextLengthError):
+        session.append_logits(np.zeros(50_000_000, np.int32))
+    with pytest.raises(gemmule.Error, match="busy"):
+        session.append(ids, progress=lambda done, total: session.append(ids))
+    assert session.n_tokens == 0
+    seen: list[int] = []
+    session.append(ids, progress=lambda done, total: seen.append(session.n_tokens))
+    assert seen == [0]
+    assert session.n_tokens == 20
+
+
+@pytest.mark.parametrize("n_ubatch", [0, -1, 4097, 2**55])
+def test_absurd_steps_are_refused(golden: Path, n_ubatch: int) -> None:
+    path = str(golden / "tiny-gemma3-f32.gguf")
+    with pytest.raises(ValueError, match="n_ubatch"):
+        _core.memory_plan(_core.GgufFile(path), n_ctx=64, n_ubatch=n_ubatch)
+    with pytest.raises(ValueError, match="n_ubatch"):
+        _core.Model(path, n_ubatch=n_ubatch)
+
+
+@pytest.mark.parametrize("tensor", ["blk.0.ffn_up.weight", "blk.1.attn_k.weight", "token_embd.weight"])
+def test_a_nan_in_the_weights_never_becomes_a_number(golden: Path, tmp_path: Path, tensor: str) -> None:
+    source = golden / "tiny-gemma4-f32.gguf"
+    raw = bytearray(source.read_bytes())
+    offset = next(t[3] for t in _core.GgufFile(str(source)).tensors() if t[0] == tensor)
+    raw[offset + 400 : offset + 404] = np.float32(np.nan).tobytes()
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(raw)
+    ids = list(range(2, 60))
+    with gemmule.Model(broken, n_ctx=64) as model:
+        calls = [
+            lambda: model.generate(ids, max_tokens=1),
+            lambda: model.logits(ids, all=True),
+            lambda: model.score(ids, n_ctx=32),
+        ]
+        if tensor != "token_embd.weight":  # a row that no token of the prompt uses stays out of the stream
+            calls.append(lambda: model.hidden(ids))
+        for call in calls:
+            with pytest.raises(gemmule.Error, match="not finite"):
+                call()
