@@ -20,6 +20,18 @@ uint64_t mix(uint64_t z) {
   return z ^ (z >> 31);
 }
 
+// The first of the largest entries. Eight running maxima do not wait for each other as one would.
+int32_t argmax(std::span<const float> x) {
+  float best[8];
+  std::fill_n(best, 8, kMinusInf);
+  size_t i = 0;
+  for (; i + 8 <= x.size(); i += 8)
+    for (size_t lane = 0; lane < 8; ++lane) best[lane] = x[i + lane] > best[lane] ? x[i + lane] : best[lane];
+  for (; i < x.size(); ++i) best[0] = std::max(best[0], x[i]);
+  const float highest = *std::max_element(best, best + 8);
+  return static_cast<int32_t>(std::find(x.begin(), x.end(), highest) - x.begin());
+}
+
 }  // namespace
 
 double gumbel_noise(uint64_t seed, int64_t position, int32_t token) {
@@ -94,8 +106,9 @@ void Sampler::adjust(std::span<const int32_t> history, size_t n_prompt) {
     if (valid(token)) work_[static_cast<size_t>(token)] = kMinusInf;
 }
 
-// The k largest logits, best first, ties by token id. One pass with a rising threshold: after the first k
-// entries few of the 262,144 logits are looked at twice.
+// The candidates that may be drawn. With top-k the k largest, best first, ties by token id, in one pass with
+// a rising threshold: after the first k entries few of the 262,144 logits are looked at twice. Without, all
+// of them, in order only where top-p needs it.
 void Sampler::keep_top_k() {
   const auto better = [](const Candidate& a, const Candidate& b) {
     return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
@@ -105,7 +118,7 @@ void Sampler::keep_top_k() {
   float threshold = kMinusInf;
   const size_t enough = std::max<size_t>(4 * k, 1024);
   for (size_t i = 0; i < work_.size(); ++i) {
-    if (!(work_[i] > threshold) && threshold != kMinusInf) continue;
+    if (!(work_[i] > threshold)) continue;
     candidates_.push_back({work_[i], static_cast<int32_t>(i)});
     if (k < work_.size() && candidates_.size() >= enough) {
       std::nth_element(candidates_.begin(), candidates_.begin() + static_cast<ptrdiff_t>(k - 1),
@@ -114,25 +127,24 @@ void Sampler::keep_top_k() {
       threshold = candidates_.back().logit;
     }
   }
-  std::sort(candidates_.begin(), candidates_.end(), better);
+  if (k < work_.size() || options_.top_p < 1) std::sort(candidates_.begin(), candidates_.end(), better);
   if (candidates_.size() > k) candidates_.resize(k);
 }
 
 // top-p: the fewest best candidates whose probabilities reach top_p; min-p: those with at least min_p times
-// the probability of the best. Both look at the distribution after temperature and top-k.
+// the probability of the best. Both look at the distribution after temperature and top-k; the best logit is 0
+// by now.
 void Sampler::keep_probable() {
-  if (options_.top_p >= 1 && options_.min_p <= 0) return;
-  double sum = 0;
-  const double highest = candidates_[0].logit;
-  for (const Candidate& c : candidates_) sum += std::exp(c.logit - highest);
-  size_t n = 0;
-  double reached = 0;
-  for (; n < candidates_.size(); ++n) {
-    const double p = std::exp(candidates_[n].logit - highest);
-    if (n > 0 && (reached >= options_.top_p * sum || p < options_.min_p)) break;
-    reached += p;
+  if (options_.top_p < 1) {
+    double sum = 0;
+    for (const Candidate& c : candidates_) sum += std::exp(static_cast<double>(c.logit));
+    size_t n = 0;
+    for (double reached = 0; n < candidates_.size() && (n == 0 || reached < options_.top_p * sum); ++n)
+      reached += std::exp(static_cast<double>(candidates_[n].logit));
+    candidates_.resize(n);
   }
-  candidates_.resize(n);
+  if (options_.min_p > 0)
+    std::erase_if(candidates_, [&](const Candidate& c) { return std::exp(c.logit) < options_.min_p; });
 }
 
 Sampled Sampler::sample(std::span<const float> logits, std::span<const int32_t> history, size_t n_prompt,
@@ -143,15 +155,14 @@ Sampled Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
 
   Sampled result;
   if (options_.temperature == 0) {
-    result.token = static_cast<int32_t>(std::max_element(work_.begin(), work_.end()) - work_.begin());
+    result.token = argmax(work_);
     if (work_[static_cast<size_t>(result.token)] == kMinusInf)
       throw Error("every token is suppressed; relax logit_bias");
   } else {
     keep_top_k();
-    while (!candidates_.empty() && candidates_.back().logit == kMinusInf) candidates_.pop_back();
     if (candidates_.empty()) throw Error("every token is suppressed; relax logit_bias");
-    const float highest =
-        candidates_[0].logit;  // taken off first, so that a tiny temperature cannot overflow the best
+    float highest = kMinusInf;  // taken off first, so that a tiny temperature cannot overflow the best
+    for (const Candidate& c : candidates_) highest = std::max(highest, c.logit);
     for (Candidate& c : candidates_) c.logit = (c.logit - highest) / options_.temperature;
     keep_probable();
     double best = -std::numeric_limits<double>::infinity();
