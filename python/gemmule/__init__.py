@@ -44,8 +44,7 @@ if TYPE_CHECKING:
         TokenLogprob,
         Usage,
     )
-
-    __version__: str
+    from gemmule._version import __version__
 
 __all__ = [
     "Cancelled",
@@ -116,22 +115,15 @@ _HOMES = {
         "TokenLogprob",
         "Usage",
     ),
+    "_version": ("__version__",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib import metadata
-
-        try:
-            value: Any = metadata.version("gemmule")
-        except metadata.PackageNotFoundError:
-            value = "0.1.0"
-    elif name in _HOME_OF:
-        value = getattr(importlib.import_module(f"gemmule.{_HOME_OF[name]}"), name)
-    else:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'gemmule' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"gemmule.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value
 

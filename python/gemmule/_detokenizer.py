@@ -6,6 +6,7 @@ uses the same code, so streamed pieces always join to exactly the decoded text.
 """
 
 import codecs
+import operator
 from collections.abc import Iterable, Sequence
 
 __all__ = ["Detokenizer"]
@@ -23,6 +24,7 @@ class Detokenizer:
 
     def feed(self, token: int) -> str:
         """The text that became complete with this token; possibly empty."""
+        token = operator.index(token)
         if not 0 <= token < len(self._table):
             raise ValueError(f"token id {token} is outside the vocabulary of {len(self._table)}")
         if token in self._hidden:
@@ -37,4 +39,6 @@ class Detokenizer:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """All tokens at once."""
-        return "".join([self.feed(int(token)) for token in tokens]) + self.flush()
+        if isinstance(tokens, str | bytes | bytearray | memoryview):
+            raise TypeError(f"give a list of ids to decode, not {type(tokens).__name__}")
+        return "".join([self.feed(token) for token in tokens]) + self.flush()

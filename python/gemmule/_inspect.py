@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any, Literal
 
 from gemmule import _core
+from gemmule._checks import MAX_CONTEXT, kv_format, whole
 from gemmule._errors import NotEnoughMemoryError
 from gemmule._memory import machine_memory
 from gemmule._types import Device, MemoryPlan, ModelInfo, format_bytes
@@ -13,6 +14,7 @@ from gemmule._types import Device, MemoryPlan, ModelInfo, format_bytes
 __all__ = [
     "Header",
     "build_facts",
+    "checked_context",
     "choose_plan",
     "devices",
     "estimate",
@@ -110,9 +112,8 @@ def _quantization(file_type: int, tensors: list[tuple[str, str, tuple[int, ...],
 
 
 def plan_for(file: _core.GgufFile, *, n_ctx: int, kv_type: str = "f16", reason: str = "") -> MemoryPlan:
-    if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or n_ctx < 1:
-        raise ValueError(f"n_ctx must be a positive whole number, not {n_ctx!r}")
-    plan = _core.memory_plan(file, n_ctx=n_ctx, kv_type=kv_type)
+    n_ctx = whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
+    plan = _core.memory_plan(file, n_ctx=n_ctx, kv_type=kv_format(kv_type))
     return MemoryPlan(
         weights=plan["weights"],
         kv=plan["kv"],
@@ -124,6 +125,17 @@ def plan_for(file: _core.GgufFile, *, n_ctx: int, kv_type: str = "f16", reason: 
         kv_type=kv_type,
         reason=reason,
     )
+
+
+def checked_context(n_ctx: object) -> ContextSize:
+    """A context size that can be asked for."""
+    if isinstance(n_ctx, str):
+        if n_ctx == "auto":
+            return "auto"
+        if n_ctx == "max":
+            return "max"
+        raise ValueError(f'n_ctx must be "auto", "max" or a number of tokens, not {n_ctx!r}')
+    return whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
 
 
 def choose_plan(file: _core.GgufFile, n_ctx: ContextSize, *, kv_type: str) -> MemoryPlan:
@@ -146,10 +158,9 @@ def choose_plan(file: _core.GgufFile, n_ctx: ContextSize, *, kv_type: str) -> Me
         chosen = next((candidate for candidate in plans if candidate.fits), plans[-1])
     elif n_ctx == "max":
         chosen = plan(trained, f"{trained}: all the model was trained for")
-    elif isinstance(n_ctx, str):
-        raise ValueError(f'n_ctx must be "auto", "max" or a number of tokens, not {n_ctx!r}')
     else:
-        chosen = plan(n_ctx, f"{n_ctx} of {trained}: as asked")
+        above = f", above the trained {trained}" if n_ctx > trained else ""
+        chosen = plan(n_ctx, f"{n_ctx} of {trained}: as asked{above}")
     if chosen.total > chosen.available:
         raise NotEnoughMemoryError(
             f"{file.path} needs {format_bytes(chosen.total)} with a context of {chosen.n_ctx} tokens "

@@ -6,17 +6,26 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Literal, overload
+from typing import Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
+from gemmule._checks import MAX_CONTEXT, MAX_THREADS, kv_format, whole
 from gemmule._errors import DeviceError, Error
-from gemmule._inspect import ContextSize, choose_plan, info_of
+from gemmule._inspect import ContextSize, checked_context, choose_plan, info_of
 from gemmule._prompt import Prompt, prompt_ids
 from gemmule._sampling import SamplingParams
-from gemmule._session import Progress, Session, make_request, perplexity, too_long
+from gemmule._session import (
+    GenerateOptions,
+    Progress,
+    Session,
+    check_callbacks,
+    make_request,
+    perplexity,
+    too_long,
+)
 from gemmule._stream import Stream
 from gemmule._tokenizer import Tokenizer
 from gemmule._types import MemoryPlan, ModelInfo, Reply, Score
@@ -44,12 +53,14 @@ class Model:
     ) -> None:
         if device not in ("auto", "cpu"):
             raise DeviceError(f"this build has no device {device!r}; choose 'auto' or 'cpu'")
-        if n_threads is not None and (isinstance(n_threads, bool) or n_threads < 1):
-            raise ValueError(f"n_threads must be None or at least 1, not {n_threads!r}")
+        if isa is not None and not isinstance(isa, str):
+            raise TypeError(f"isa must be None or the name of a level such as 'avx2', not {isa!r}")
+        wanted = None if n_threads is None else whole("n_threads", n_threads, 1, MAX_THREADS)
+        n_ctx, kv_type = checked_context(n_ctx), kv_format(kv_type)
         self._lock = threading.RLock()
         self._core: _core.Model | None = None
         chosen_isa = isa if isa is not None else os.environ.get("GEMMULE_CPU_ISA", "")
-        core = _core.Model(os.fspath(path), n_threads=n_threads or 0, isa=chosen_isa)
+        core = _core.Model(os.fspath(path), n_threads=wanted or 0, isa=chosen_isa)
         self._plan = choose_plan(core.file, n_ctx, kv_type=kv_type)
         self._file = core.file
         self._tokenizer = Tokenizer(core.file)
@@ -135,17 +146,16 @@ class Model:
         before it. A text shorter than one window is one window, of which every token but the first is
         scored. `top` adds the likeliest tokens at each place.
         """
-        if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or n_ctx < 4:
-            raise ValueError(f"n_ctx must be a whole number from 4, not {n_ctx!r}")
-        if isinstance(top, bool) or not isinstance(top, int) or not 0 <= top <= 1000:
-            raise ValueError(f"top must be a whole number from 0 to 1000, not {top!r}")
+        n_ctx = whole("n_ctx", n_ctx, 4, MAX_CONTEXT)
+        top = whole("top", top, 0, 1000)
+        check_callbacks(cancel, progress)
         ids = np.array(prompt_ids(self._tokenizer, text_or_ids), np.int32)
         if len(ids) < 2:
             raise ValueError("a text of one token has nothing to score")
-        whole = len(ids) < n_ctx
-        size = len(ids) if whole else n_ctx
-        first = 0 if whole else n_ctx // 2  # the first position whose next token is scored
-        bos = self._tokenizer.bos_id if self._tokenizer.adds_bos and not whole else None
+        short = len(ids) < n_ctx
+        size = len(ids) if short else n_ctx
+        first = 0 if short else n_ctx // 2  # the first position whose next token is scored
+        bos = self._tokenizer.bos_id if self._tokenizer.adds_bos and not short else None
         n_windows = len(ids) // size
         tokens: list[int] = []
         logprobs: list[NDArray[np.float32]] = []
@@ -177,46 +187,16 @@ class Model:
 
     @overload
     def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int | None = ...,
-        temperature: float | None = ...,
-        top_k: int | None = ...,
-        top_p: float | None = ...,
-        min_p: float | None = ...,
-        repeat_penalty: float | None = ...,
-        presence_penalty: float | None = ...,
-        frequency_penalty: float | None = ...,
-        logit_bias: Mapping[int, float] | None = ...,
-        seed: int | None = ...,
-        stop: str | Iterable[str] | None = ...,
-        logprobs: int | None = ...,
-        stream: Literal[False] = ...,
-        cancel: _core.StopToken | None = ...,
-        progress: Progress | None = ...,
+        self, prompt: Prompt, *, stream: Literal[False] = ..., **options: Unpack[GenerateOptions]
     ) -> Reply: ...
     @overload
     def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int | None = ...,
-        temperature: float | None = ...,
-        top_k: int | None = ...,
-        top_p: float | None = ...,
-        min_p: float | None = ...,
-        repeat_penalty: float | None = ...,
-        presence_penalty: float | None = ...,
-        frequency_penalty: float | None = ...,
-        logit_bias: Mapping[int, float] | None = ...,
-        seed: int | None = ...,
-        stop: str | Iterable[str] | None = ...,
-        logprobs: int | None = ...,
-        stream: Literal[True],
-        cancel: _core.StopToken | None = ...,
-        progress: Progress | None = ...,
+        self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[GenerateOptions]
     ) -> Stream: ...
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: bool, **options: Unpack[GenerateOptions]
+    ) -> Reply | Stream: ...
     def generate(
         self,
         prompt: Prompt,
@@ -264,17 +244,16 @@ class Model:
         )
         # No more cache than this answer can use: short answers then start without touching much memory.
         n_ctx = self.n_ctx
-        if max_tokens is not None and len(request.ids) <= n_ctx:
-            n_ctx = min(n_ctx, len(request.ids) + max_tokens)
+        if request.max_tokens is not None and len(request.ids) <= n_ctx:
+            n_ctx = min(n_ctx, len(request.ids) + request.max_tokens)
         session = Session(self, n_ctx=n_ctx, kv_type=self._plan.kv_type)
         running = session._start(request, owned=True)
         return running if stream else running.reply
 
     def session(self, *, n_ctx: int | None = None, kv_type: str | None = None) -> Session:
         """A new empty timeline; its context defaults to the model's."""
-        if n_ctx is not None and (isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or n_ctx < 1):
-            raise ValueError(f"n_ctx must be None or at least 1, not {n_ctx!r}")
-        return Session(self, n_ctx=n_ctx or self.n_ctx, kv_type=kv_type or self._plan.kv_type)
+        size = self.n_ctx if n_ctx is None else whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
+        return Session(self, n_ctx=size, kv_type=self._plan.kv_type if kv_type is None else kv_type)
 
     # -- life ----------------------------------------------------------------------------------------------
 

@@ -4,18 +4,23 @@ str: encoded, with BOS in front of a new text; list of ids: taken as they are; l
 ids): joined.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gemmule._checks import is_whole
 from gemmule._errors import UnsupportedError
 from gemmule._tokenizer import Tokenizer
 
 __all__ = ["Prompt", "prompt_ids"]
 
-Prompt = str | Sequence[int] | Sequence[str | Sequence[int]] | NDArray[np.integer[Any]]
+Ids = NDArray[np.integer[Any]]
+# One Sequence, not a union of two: a type checker can then read a mixed list such as ["a", [1, 2]].
+Prompt = str | Sequence[int | str | Sequence[int] | Ids] | Ids
+
+_BYTES = bytes | bytearray | memoryview
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, add_bos: bool = True) -> list[int]:
@@ -24,7 +29,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, add_bos: bool = True) ->
         ids = tokenizer.encode(prompt, add_bos=add_bos)
     elif _is_ids(prompt):
         ids = tokenizer.check_ids(prompt)  # type: ignore[arg-type]
-    elif isinstance(prompt, Iterable) and not isinstance(prompt, bytes | dict):
+    elif isinstance(prompt, Sequence | np.ndarray) and not isinstance(prompt, _BYTES):
         ids = []
         for i, part in enumerate(prompt):
             if isinstance(part, str):
@@ -38,7 +43,8 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, add_bos: bool = True) ->
                 )
     else:
         raise UnsupportedError(
-            f"a prompt must be text, token ids or a list of these, not {type(prompt).__name__}"
+            "a prompt must be text, token ids or a list of these; "
+            f"{type(prompt).__name__} is not supported, give a list of ids"
         )
     if not ids:
         raise ValueError("the prompt holds no token")
@@ -50,6 +56,6 @@ def _is_ids(value: object) -> bool:
         return value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
     return (
         isinstance(value, Sequence)
-        and not isinstance(value, str | bytes)
-        and all(isinstance(item, int | np.integer) and not isinstance(item, bool) for item in value)
+        and not isinstance(value, str | _BYTES)
+        and all(is_whole(item) for item in value)
     )

@@ -115,7 +115,8 @@ def dequantize(data: npt.NDArray[np.uint8], type: str, shape: int | Sequence[int
     """
     block_size, block_bytes = _block_of(type)
     _checked_array(data, "data", np.uint8)
-    axes: Sequence[int] = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    single = isinstance(shape, (int, np.integer)) or not isinstance(shape, (Sequence, np.ndarray))
+    axes: Sequence[Any] = (shape,) if single else tuple(shape)  # type: ignore[arg-type]
     if not axes or not all(isinstance(n, (int, np.integer)) for n in axes):
         raise TypeError(f"shape must be one or more integers, not {shape!r}.")
     sizes = tuple(int(n) for n in axes)

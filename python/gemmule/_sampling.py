@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gemmule._checks import real, whole
+
 __all__ = ["SamplingParams"]
 
 _FILE_KEYS = {
@@ -36,19 +38,19 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0.0, 100.0)
-        _check_int("top_k", self.top_k, 0, 2**31 - 1)
-        _check("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _check("min_p", self.min_p, 0.0, 1.0)
-        _check("repeat_penalty", self.repeat_penalty, 0.0, 100.0, open_low=True)
-        _check("presence_penalty", self.presence_penalty, -100.0, 100.0)
-        _check("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
-        _check_int("seed", self.seed, 0, 2**64 - 1)
-        for token, bias in self.logit_bias.items():
-            _check_int("a logit_bias token id", token, 0, 2**31 - 1)
-            # -inf is the usual way to forbid a token; +inf and nan have no meaning in a softmax.
-            if bias != -math.inf:
-                _check(f"logit_bias of token {token}", bias, -1e30, 1e30)
+        checked: dict[str, Any] = {
+            "temperature": _within("temperature", self.temperature, 0.0, 100.0),
+            "top_k": whole("top_k", self.top_k, 0, 2**31 - 1),
+            "top_p": _within("top_p", self.top_p, 0.0, 1.0, open_low=True),
+            "min_p": _within("min_p", self.min_p, 0.0, 1.0),
+            "repeat_penalty": _within("repeat_penalty", self.repeat_penalty, 0.0, 100.0, open_low=True),
+            "presence_penalty": _within("presence_penalty", self.presence_penalty, -100.0, 100.0),
+            "frequency_penalty": _within("frequency_penalty", self.frequency_penalty, -100.0, 100.0),
+            "logit_bias": _biases(self.logit_bias),
+            "seed": whole("seed", self.seed, 0, 2**64 - 1),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def resolve(
@@ -77,7 +79,7 @@ class SamplingParams:
             repeat_penalty=1.0 if repeat_penalty is None else repeat_penalty,
             presence_penalty=0.0 if presence_penalty is None else presence_penalty,
             frequency_penalty=0.0 if frequency_penalty is None else frequency_penalty,
-            logit_bias=dict(logit_bias or {}),
+            logit_bias={} if logit_bias is None else logit_bias,
             seed=secrets.randbits(63) if seed is None else seed,
         )
 
@@ -114,16 +116,24 @@ class SamplingParams:
         }
 
 
-def _check(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number, not {value!r}")
+def _within(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> float:
+    number = real(name, value)
     # Written so that nan fails too.
-    if not ((low < value if open_low else low <= value) and value <= high):
+    if not ((low < number if open_low else low <= number) and number <= high):
         raise ValueError(
             f"{name} must be {'above' if open_low else 'at least'} {low:g} and at most {high:g}, not {value}"
         )
+    return number
 
 
-def _check_int(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+def _biases(value: Any) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"logit_bias must be a mapping of token ids to numbers, not {value!r}")
+    out = {}
+    for token, bias in value.items():
+        name = f"logit_bias of token {token}"
+        # -inf is the usual way to forbid a token; +inf and nan have no meaning in a softmax.
+        forbidden = real(name, bias) == -math.inf
+        checked = -math.inf if forbidden else _within(name, bias, -1e30, 1e30)
+        out[whole("a logit_bias token id", token, 0, 2**31 - 1)] = checked
+    return out

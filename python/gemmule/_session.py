@@ -6,12 +6,13 @@ follows it.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
+from gemmule._checks import kv_format, whole
 from gemmule._errors import ContextLengthError, Error
 from gemmule._prompt import Prompt, prompt_ids
 from gemmule._sampling import SamplingParams
@@ -21,9 +22,36 @@ from gemmule._types import Reply
 if TYPE_CHECKING:
     from gemmule._model import Model
 
-__all__ = ["Progress", "Session", "make_request", "perplexity", "too_long"]
+__all__ = [
+    "GenerateOptions",
+    "Progress",
+    "Session",
+    "check_callbacks",
+    "make_request",
+    "perplexity",
+    "too_long",
+]
 
 Progress = Callable[[int, int], None]
+
+
+class GenerateOptions(TypedDict, total=False):
+    """The options of `generate`, for Model and Session."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repeat_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    stop: str | Iterable[str] | None
+    logprobs: int | None
+    cancel: _core.StopToken | None
+    progress: Progress | None
 
 
 class Session:
@@ -33,9 +61,11 @@ class Session:
 
     def __init__(self, model: "Model", *, n_ctx: int, kv_type: str) -> None:
         self._model = model
-        self._core: _core.Session | None = model._engine().session(n_ctx=n_ctx, kv_type=kv_type)
-        self._pending: list[int] = []  # on the timeline, not run yet
+        self._core: _core.Session | None = model._engine().session(n_ctx=n_ctx, kv_type=kv_format(kv_type))
+        self._timeline: list[int] = []  # kept here because the engine cannot be asked while it runs
+        self._n_pending = 0  # how many at the end of the timeline have not been run yet
         self._stream: Stream | None = None
+        self._busy = False
 
     @property
     def model(self) -> "Model":
@@ -56,20 +86,23 @@ class Session:
     @property
     def n_tokens(self) -> int:
         """How many tokens are on the timeline."""
-        return self._engine().n_tokens + len(self._pending)
+        self._engine()
+        return len(self._timeline)
 
     @property
     def tokens(self) -> NDArray[np.int32]:
         """The timeline: int32 [n_tokens], a copy."""
-        return np.concatenate([self._engine().tokens, np.array(self._pending, np.int32)])
+        self._engine()
+        return np.array(self._timeline, np.int32)
 
     @property
     def logits(self) -> NDArray[np.float32]:
         """The model's output after the last token: float32 [n_vocab]."""
         with self._model._lock:
-            self._close_stream()
+            self._idle()
             if not self.n_tokens:
                 raise ValueError("the session is empty; append a prompt first")
+            self._close_stream()
             self._advance([], None, None)
             return self._engine().logits()
 
@@ -77,45 +110,65 @@ class Session:
         self, prompt: Prompt, *, cancel: _core.StopToken | None = None, progress: Progress | None = None
     ) -> None:
         """Runs a prompt after what is there. BOS is added only to the start of an empty session."""
+        check_callbacks(cancel, progress)
         with self._model._lock:
+            self._idle()
+            ids = self._ids(prompt)
+            self._check_room(ids)
             self._close_stream()
-            self._advance(self._ids(prompt), cancel, progress)
+            self._advance(ids, cancel, progress)
 
     @overload
     def generate(
-        self, prompt: Prompt | None = ..., *, stream: Literal[False] = ..., **options: Any
+        self, prompt: Prompt | None = ..., *, stream: Literal[False] = ..., **options: Unpack[GenerateOptions]
     ) -> Reply: ...
     @overload
-    def generate(self, prompt: Prompt | None = ..., *, stream: Literal[True], **options: Any) -> Stream: ...
     def generate(
-        self, prompt: Prompt | None = None, *, stream: bool = False, **options: Any
+        self, prompt: Prompt | None = ..., *, stream: Literal[True], **options: Unpack[GenerateOptions]
+    ) -> Stream: ...
+    @overload
+    def generate(
+        self, prompt: Prompt | None = ..., *, stream: bool, **options: Unpack[GenerateOptions]
+    ) -> Reply | Stream: ...
+    def generate(
+        self, prompt: Prompt | None = None, *, stream: bool = False, **options: Unpack[GenerateOptions]
     ) -> Reply | Stream:
         """Continues the timeline, after appending `prompt` if given. Takes the options of
         `Model.generate`.
         """
+        unknown = options.keys() - GenerateOptions.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
         with self._model._lock:
-            self._close_stream()
+            self._idle()
             ids = [] if prompt is None else self._ids(prompt)
             if not ids and not self.n_tokens:
                 raise ValueError("the session is empty; give a prompt")
             request = make_request(self._model, ids, **options)
+            self._check_room(ids)
+            self._close_stream()
             running = self._start(request)
         return running if stream else running.reply
 
     def rewind(self, n: int) -> None:
         """Forgets everything after the first `n` tokens."""
         with self._model._lock:
-            self._close_stream()
-            if not 0 <= n <= self.n_tokens:
+            self._idle()
+            n = whole("n", n, 0, 2**63)
+            if n > self.n_tokens:
                 raise ValueError(f"cannot keep {n} tokens of a session that has {self.n_tokens}")
-            run = self._engine().n_tokens
+            self._close_stream()
+            run = self.n_tokens - self._n_pending
             if n < run:
                 self._engine().rewind(n)
-            self._pending = self._pending[: max(0, n - run)]
+            del self._timeline[n:]
+            self._n_pending = max(0, n - run)
 
     def close(self) -> None:
         """Frees the KV cache. Calling it again does nothing."""
         with self._model._lock:
+            if self._core is not None:
+                self._idle()
             self._close_stream()
             self._core = None
 
@@ -133,10 +186,19 @@ class Session:
     def _ids(self, prompt: Prompt) -> list[int]:
         return prompt_ids(self._model.tokenizer, prompt, add_bos=self.n_tokens == 0)
 
-    def _start(self, request: Request, *, owned: bool = False) -> Stream:
-        wanted = self.n_tokens + len(request.ids)
+    def _idle(self) -> None:
+        """Refuses a call made from inside a running one, such as by its progress callback."""
+        self._engine()
+        if self._busy:
+            raise Error("the session is busy; a progress callback cannot run it")
+
+    def _check_room(self, ids: list[int]) -> None:
+        wanted = self.n_tokens + len(ids)
         if wanted > self.n_ctx:
             raise too_long(wanted, self.n_ctx)
+
+    def _start(self, request: Request, *, owned: bool = False) -> Stream:
+        self._check_room(request.ids)
         self._stream = Stream(self, request, owns_session=owned)
         return self._stream
 
@@ -153,19 +215,23 @@ class Session:
     def _advance(self, ids: list[int], stop: _core.StopToken | None, progress: Progress | None) -> None:
         """Runs the pending tokens and `ids`. On any error the timeline stays as it was."""
         with self._model._lock:
-            core = self._engine()
-            wanted = core.n_tokens + len(self._pending) + len(ids)
-            if wanted > core.n_ctx:
-                raise too_long(wanted, core.n_ctx)
-            tokens = self._pending + ids
+            self._idle()
+            self._check_room(ids)
+            tokens = self._timeline[self.n_tokens - self._n_pending :] + ids
             if tokens:
-                core.append(np.array(tokens, np.int32), stop=stop, progress=progress)
-            self._pending = []
+                self._busy = True
+                try:
+                    self._engine().append(np.array(tokens, np.int32), stop=stop, progress=progress)
+                finally:
+                    self._busy = False
+            self._timeline += ids
+            self._n_pending = 0
 
     def _sample(self, sampler: _core.Sampler, n_prompt: int) -> tuple[int, float, list[tuple[int, float]]]:
         with self._model._lock:
             token, logprob, top = self._engine().sample(sampler, n_prompt)
-            self._pending.append(token)
+            self._timeline.append(token)
+            self._n_pending += 1
             return token, logprob, top
 
 
@@ -189,14 +255,11 @@ def make_request(
     progress: Progress | None = None,
 ) -> Request:
     """Checks the options of `generate` and fills in the defaults."""
-    if max_tokens is not None and (
-        isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0
-    ):
-        raise ValueError(f"max_tokens must be None or a whole number from 0, not {max_tokens!r}")
-    if logprobs is not None and (isinstance(logprobs, bool) or not 0 <= logprobs <= 100):
-        raise ValueError(
-            f"logprobs must be None or the number of alternatives from 0 to 100, not {logprobs!r}"
-        )
+    if max_tokens is not None:
+        max_tokens = whole("max_tokens", max_tokens, 0, 2**63)
+    if logprobs is not None:
+        logprobs = whole("logprobs", logprobs, 0, 100)
+    check_callbacks(cancel, progress)
     params = SamplingParams.resolve(
         model._sampling_defaults,
         temperature=temperature,
@@ -210,10 +273,26 @@ def make_request(
         seed=seed,
     )
     model.tokenizer.check_ids(params.logit_bias)
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    return Request(ids, params, max_tokens, _stops(stop), logprobs, cancel, progress)
+
+
+def _stops(stop: object) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    if not isinstance(stop, Iterable):
+        raise TypeError(f"stop must be a non-empty string or a list of such, not {stop!r}")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if any(not isinstance(text, str) or not text for text in stops):
-        raise ValueError("stop must be a non-empty string or a list of such")
-    return Request(ids, params, max_tokens, stops, logprobs, cancel, progress)
+        raise ValueError(f"stop must be a non-empty string or a list of such, not {stop!r}")
+    return stops
+
+
+def check_callbacks(cancel: object, progress: object) -> None:
+    """Refuses what cannot cancel or be called."""
+    if cancel is not None and not isinstance(cancel, _core.StopToken):
+        raise TypeError(f"cancel must be a gemmule.StopToken, not {type(cancel).__name__}")
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be a function of (done, total), not {type(progress).__name__}")
 
 
 def too_long(wanted: int, n_ctx: int) -> ContextLengthError:

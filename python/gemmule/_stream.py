@@ -5,16 +5,17 @@ The tokens of the answer belong to the session's timeline at once, but the last 
 something follows it.
 """
 
+import inspect
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gemmule import _core
-from gemmule._errors import Cancelled
+from gemmule._errors import Cancelled, Error
 from gemmule._sampling import SamplingParams
 from gemmule._stop import StopMatcher
-from gemmule._types import Delta, Reply, Timings, TokenLogprob, Usage
+from gemmule._types import Delta, Reply, Timings, TokenLogprob, Usage, context_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,12 +49,15 @@ class Stream:
         self._session = session
         self._request = request
         self._owns_session = owns_session
+        self._n_ctx = session.n_ctx
         self._stop = request.cancel if request.cancel is not None else _core.StopToken()
         self._cancelled = False
         self._tokens: list[int] = []
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._cached = session.n_tokens
+        self._n_prompt = 0  # prompt tokens really run
+        self._error: Exception | None = None
         self._prompt_seconds = 0.0
         self._seconds = 0.0
         self._n_steps = 0
@@ -68,6 +72,10 @@ class Stream:
     def __next__(self) -> Delta:
         # The model's own lock, held for one step: a second lock could be taken in the other order and hang.
         with self._session.model._lock:
+            if self._error is not None:  # a failure must not look like an end to whoever asks again
+                raise self._error
+            if self._running():
+                raise Error("the session is busy; a progress callback cannot read its own stream")
             return Delta(next(self._pieces))
 
     def __enter__(self) -> "Stream":
@@ -75,6 +83,10 @@ class Stream:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _running(self) -> bool:
+        """Under the lock this can only be the caller's own run, further down its stack."""
+        return inspect.getgeneratorstate(self._pieces) == inspect.GEN_RUNNING
 
     def cancel(self) -> None:
         """Stops at the next token, or at once during the prompt. Safe from any thread."""
@@ -86,8 +98,9 @@ class Stream:
         """Ends the generation if it still runs; what exists so far is in `reply`."""
         self.cancel()
         with self._session.model._lock:
-            self._pieces.close()
-            self._end("cancelled")
+            if not self._running():  # else a callback of this very run: cancelled is enough
+                self._pieces.close()
+                self._end("cancelled")
 
     @property
     def reply(self) -> Reply:
@@ -97,8 +110,9 @@ class Stream:
         return self._reply()
 
     def _reply(self) -> Reply:
-        n_prompt = len(self._request.ids)
-        n_answer = len(self._tokens)
+        n_prompt, n_answer = self._n_prompt, len(self._tokens)
+        model = self._session.model
+        n_ctx = model.n_ctx if self._owns_session else self._n_ctx
         return Reply(
             text="".join(self._texts),
             tokens=tuple(self._tokens),
@@ -112,6 +126,7 @@ class Stream:
             ),
             timings=Timings.of(n_prompt, self._prompt_seconds, n_answer, self._seconds, self._n_steps),
             logprobs=None if self._request.n_logprobs is None else tuple(self._logprobs),
+            warnings=context_warnings(n_ctx, model.plan.n_ctx_train),
         )
 
     def _end(self, reason: str) -> None:
@@ -128,6 +143,9 @@ class Stream:
             if rest:
                 self._texts.append(rest)
                 yield rest
+        except Exception as error:
+            self._error = error
+            raise
         finally:  # also Ctrl-C, close() and errors
             self._end(reason)
 
@@ -142,12 +160,14 @@ class Stream:
         began = time.perf_counter()
         try:
             session._advance(request.ids, self._stop, request.progress)
+            self._n_prompt = len(request.ids)
         except Cancelled:
             return "cancelled"
         finally:
             self._prompt_seconds = time.perf_counter() - began
         ends = session.model.tokenizer.eos_ids
-        limit = session.n_ctx - session.n_tokens + 1
+        # The last token is never run. One more than fits may be sampled where nobody can go on from it.
+        limit = session.n_ctx - session.n_tokens + self._owns_session
         if request.max_tokens is not None:
             limit = min(limit, request.max_tokens)
         while len(self._tokens) < limit:
@@ -171,7 +191,7 @@ class Stream:
             raise Cancelled("the generation was cancelled")
         began = time.perf_counter()
         session = self._session
-        if session._pending:
+        if session._n_pending:
             session._advance([], self._stop, None)
             self._n_steps += 1
         token, logprob, top = session._sample(sampler, self._cached + len(self._request.ids))

@@ -7,6 +7,7 @@ with byte fallback; no pre-tokenizer, nothing trimmed, no prefix space. A file m
 """
 
 import gc
+import operator
 import threading
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -32,6 +33,8 @@ _MERGES = "tokenizer.ggml.merges"
 _JSON = "tokenizer.huggingface.json"
 # Tokens that end a turn without being the file's eos: Gemma 3, Gemma 4, and Gemma 4's wait for a tool answer.
 _END_NAMES = ("<eos>", "<end_of_turn>", "<turn|>", "<|tool_response>")
+# Places for images: user-defined in Gemma 3's files, yet never text for a reader.
+_MARKER_NAMES = ("<start_of_image>", "<end_of_image>", "[multimodal]")
 
 
 class MetadataFile(Protocol):
@@ -120,13 +123,19 @@ class Tokenizer:
         return frozenset(i for i in ids if i is not None)
 
     def is_special(self, token: int) -> bool:
-        """Whether the token is a control token, hidden by `skip_special`."""
+        """Whether the token is a control token or an image marker, hidden by `skip_special`."""
         self._check_id(token)
-        return token in self._control
+        return token in self._hidden
 
     @cached_property
-    def _control(self) -> frozenset[int]:
-        return frozenset(np.flatnonzero(np.isin(self._types, (_CONTROL, _UNKNOWN))).tolist())
+    def _hidden(self) -> frozenset[int]:
+        markers = [i for name in _MARKER_NAMES if (i := self._vocab.get(name)) is not None]
+        return frozenset(
+            [
+                *np.flatnonzero(np.isin(self._types, (_CONTROL, _UNKNOWN))).tolist(),
+                *(i for i in markers if self._types[i] == _USER),
+            ]
+        )
 
     def id_of(self, text: str) -> int | None:
         """The id of a token by its exact text, or None."""
@@ -239,13 +248,13 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of `ids`. Bytes that form no character become U+FFFD. `skip_special` leaves control
-        tokens out.
+        tokens and image markers out.
         """
         return self.detokenizer(skip_special=skip_special).decode(ids)
 
     def detokenizer(self, *, skip_special: bool = False) -> Detokenizer:
         """A streaming decoder: feed ids one by one, the pieces join to what `decode` gives."""
-        return Detokenizer(self._pieces, self._control if skip_special else frozenset())
+        return Detokenizer(self._pieces, self._hidden if skip_special else frozenset())
 
     @cached_property
     def _pieces(self) -> list[bytes]:
@@ -303,7 +312,7 @@ class Tokenizer:
 
     def check_ids(self, ids: Iterable[int]) -> list[int]:
         """Plain ints, each checked to be in the vocabulary."""
-        out = [int(i) for i in ids]
+        out = [operator.index(i) for i in ids]
         for token in out:
             self._check_id(token)
         return out

@@ -226,6 +226,13 @@ class Device(_Record):
         return f"{self.name}: {self.kind}, {self.isa}, {self.n_physical} cores, {format_bytes(self.memory)}"
 
 
+def context_warnings(n_ctx: int, n_ctx_train: int) -> tuple[str, ...]:
+    """What a reader should know about a context of that size."""
+    if n_ctx <= n_ctx_train:
+        return ()
+    return (f"the context of {n_ctx} tokens is above the trained {n_ctx_train}; answers may lose quality",)
+
+
 def format_bytes(n: int) -> str:
     """1234567 -> '1.2 MB' (decimal units, as file managers and memory vendors count)."""
     value = float(n)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,9 +90,13 @@ def test_errors_have_their_codes(tiny_gemma3_path: Path, tmp_path: Path) -> None
 def test_show(tiny_gemma3_path: Path) -> None:
     assert "gemma3" in gemmule("show", tiny_gemma3_path).stdout
     assert "token_embd.weight" in gemmule("show", tiny_gemma3_path, "--tensors").stdout
-    assert gemmule("show", tiny_gemma3_path, "--meta", "general.architecture").stdout == "gemma3\n"
+    assert gemmule("show", tiny_gemma3_path, "--key", "general.architecture").stdout == "gemma3\n"
     assert "tokenizer.ggml.tokens = array" in gemmule("show", tiny_gemma3_path, "--meta").stdout
-    assert_one_line_error(gemmule("show", tiny_gemma3_path, "--meta", "no.such.key"), 2)
+    assert (
+        gemmule("show", "--meta", tiny_gemma3_path).stdout
+        == gemmule("show", tiny_gemma3_path, "--meta").stdout
+    )
+    assert_one_line_error(gemmule("show", tiny_gemma3_path, "--key", "no.such.key"), 2)
     memory = json.loads(gemmule("show", tiny_gemma3_path, "--memory", "--ctx", "512,1k", "--json").stdout)[
         "memory"
     ]
@@ -156,3 +161,179 @@ def test_demo(demo_model_path: Path) -> None:
     assert done.stdout.count("\n> ") == 3
     assert "prefill" in done.stdout
     assert "peak memory" in done.stdout
+
+
+def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "GEMMULE": f"{sys.executable} -m gemmule", **env}
+    return subprocess.run(
+        ["sh", "-c", line], capture_output=True, encoding="utf-8", env=environment, check=False
+    )
+
+
+def test_an_output_that_cannot_be_written_is_found_before_loading(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGUF" + b"\xff" * 60)
+    done = gemmule("run", bad, "hi", "-o", tmp_path / "none" / "x.txt")
+    assert_one_line_error(done, 2)
+    assert "--output" in done.stderr
+    assert_one_line_error(gemmule("run", bad, "hi", "-o", tmp_path), 2)
+
+
+def test_output_is_replaced_only_by_an_answer(tiny_gemma3_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answer.txt"
+    out.write_text("older", encoding="utf-8")
+    out.chmod(0o640)
+    link = tmp_path / "link.txt"
+    link.symlink_to(out)
+    assert gemmule("run", tiny_gemma3_path, "ab", "-n", "0", "-o", link).returncode == 0
+    assert out.read_text(encoding="utf-8") == "older"
+    done = gemmule("run", tiny_gemma3_path, "ab", *GREEDY, "-o", link)
+    assert done.returncode == 0, done.stderr
+    assert out.read_text(encoding="utf-8") == done.stdout[:-1]
+    assert link.is_symlink()
+    assert out.stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answer.txt", "link.txt"]
+    assert gemmule("run", tiny_gemma3_path, "ab", *GREEDY, "-o", os.devnull).returncode == 0
+
+
+def test_closed_streams(tiny_gemma3_path: Path) -> None:
+    closed_errors = shell("$GEMMULE run no-such-file.gguf hi 2>&-")
+    assert (closed_errors.returncode, closed_errors.stdout) == (3, "")
+    answer = shell(f"$GEMMULE run '{tiny_gemma3_path}' ab -n 3 --seed 1 --stats 2>&-")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    closed_answer = shell(f"$GEMMULE run '{tiny_gemma3_path}' ab -n 3 --seed 1 >&-")
+    assert (closed_answer.returncode, closed_answer.stdout, closed_answer.stderr) == (0, "", "")
+    nothing = shell(f"$GEMMULE run '{tiny_gemma3_path}' ab -n 3 --seed 1 <&- >&- 2>&-")
+    assert nothing.returncode == 0
+
+
+@pytest.mark.parametrize("moment", ["gemmule.cli", "numpy", "gemmule._core"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ImportError, SystemError])
+def test_ctrl_c_while_importing_is_silent(
+    tiny_gemma3_path: Path, tmp_path: Path, moment: str, error: type[BaseException]
+) -> None:
+    # An import hook sends the signal when the module is asked for, and may turn it into another error.
+    (tmp_path / "sitecustomize.py").write_text(
+        f"""
+import builtins, os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {moment!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(10**6): pass
+            except KeyboardInterrupt:
+                raise {error.__name__}("interrupted") from None
+sys.meta_path.insert(0, Finder())
+""",
+        encoding="utf-8",
+    )
+    done = gemmule("run", tiny_gemma3_path, "hi", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_bad_options_are_named_before_loading(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGUF" + b"\xff" * 60)
+    for option, value in (
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--top-p", "7"),
+        ("--min-p", "-1"),
+        ("--seed", str(2**64)),
+        ("--top-k", str(2**40)),
+        ("--stop", ""),
+        ("--ctx", "9" * 21),
+        ("--ctx", "9" * 5000),
+        ("--ctx", "99999k"),
+        ("--ctx", "0"),
+        ("--threads", "1025"),
+        ("--device", "gpu"),
+    ):
+        done = gemmule("run", bad, "hi", option, value)
+        assert_one_line_error(done, 2)
+        assert option in done.stderr, done.stderr
+
+
+def test_errors_name_options_and_variables(tiny_gemma3_path: Path) -> None:
+    long = gemmule("run", tiny_gemma3_path, "a b " * 50, "--ctx", "8")
+    assert "larger --ctx" in long.stderr
+    assert_one_line_error(long, 2)
+    for name in ("GEMMULE_CTX", "GEMMULE_DEVICE", "GEMMULE_THREADS"):
+        done = gemmule("run", tiny_gemma3_path, "hi", **{name: "many"})
+        assert_one_line_error(done, 2)
+        assert done.stderr.startswith(f"gemmule: {name}: ")
+    assert_one_line_error(gemmule("show", tiny_gemma3_path, "--memory", "--ctx", "many"), 2)
+
+
+def test_the_model_may_come_from_the_environment(tiny_gemma3_path: Path) -> None:
+    model = {"GEMMULE_MODEL": str(tiny_gemma3_path)}
+    assert gemmule("show", **model).stdout == gemmule("show", tiny_gemma3_path).stdout
+    ids = gemmule("tokenize", tiny_gemma3_path, "ab", "--ids").stdout
+    assert gemmule("tokenize", "ab", "--ids", **model).stdout == ids
+    assert gemmule("tokenize", "--ids", stdin="ab", **model).stdout == ids
+    assert gemmule("tokenize", "-m", tiny_gemma3_path, "ab", "--ids").stdout == ids
+    for command in (["run"], ["show"], ["show", ""], ["tokenize"]):
+        assert_one_line_error(gemmule(*command, GEMMULE_MODEL=""), 2)
+
+
+def test_what_is_no_model_file(tiny_gemma3_path: Path, tmp_path: Path) -> None:
+    device = gemmule("show", os.devnull)
+    assert_one_line_error(device, 3)
+    assert "not a regular file" in device.stderr
+    (tmp_path / "gemma-small.gguf").touch()
+    near = gemmule("show", "gemma-smal", GEMMULE_MODELS_DIR=str(tmp_path))
+    assert_one_line_error(near, 3)
+    assert str(tmp_path / "gemma-small.gguf") in near.stderr
+
+
+def test_piped_text_loses_its_mark_and_last_line_end(tiny_gemma3_path: Path) -> None:
+    ids = gemmule("tokenize", tiny_gemma3_path, "ab", "--ids").stdout
+    for text in ("ab\n", "ab\r\n", "\ufeffab"):
+        assert gemmule("tokenize", tiny_gemma3_path, "--ids", stdin=text).stdout == ids
+    assert gemmule("tokenize", tiny_gemma3_path, "--ids", stdin="ab\n\n").stdout != ids
+    plain = gemmule("run", tiny_gemma3_path, "ab", *GREEDY).stdout
+    assert gemmule("run", tiny_gemma3_path, "-", *GREEDY, stdin="ab\n").stdout == plain
+
+
+def test_doctor_reports_the_forced_level_and_the_demo_file(tmp_path: Path) -> None:
+    from gemmule._demo_weights import DEMO_FILE
+
+    report = doctor_facts(GEMMULE_CPU_ISA="scalar", GEMMULE_MODELS_DIR=str(tmp_path))
+    assert report["isa"]["selected"] == "scalar"
+    assert report["demo_file"] is None
+    (tmp_path / DEMO_FILE).touch()
+    assert doctor_facts(GEMMULE_MODELS_DIR=str(tmp_path))["demo_file"] == str(tmp_path / DEMO_FILE)
+    wrong = gemmule("doctor", GEMMULE_CPU_ISA="abacus")
+    assert_one_line_error(wrong, 4)
+    assert "GEMMULE_CPU_ISA" in wrong.stderr
+
+
+def doctor_facts(**env: str) -> dict[str, Any]:
+    """The facts alone: the checks would run the demo model."""
+    code = "import json; from gemmule.cli.doctor import _facts; print(json.dumps(_facts()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env={**os.environ, **env}, check=True
+    )
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_terminal_is_told_the_context(tiny_gemma3_path: Path, quiet: bool) -> None:
+    import pty
+
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "gemmule", "run", str(tiny_gemma3_path), "ab", *GREEDY]
+    done = subprocess.run(
+        [*command, *(["-q"] if quiet else [])],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=slave, check=False,
+    )  # fmt: skip
+    os.write(slave, b"end\n")
+    said = os.read(master, 10000).decode()
+    os.close(slave)
+    os.close(master)
+    assert done.returncode == 0
+    assert said.startswith("context ") is not quiet, said
+    assert said.count("\n") == (1 if quiet else 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -85,3 +87,85 @@ def test_closed_sessions_say_so(tiny: gemmule.Model) -> None:
     session.close()
     with pytest.raises(gemmule.Error, match="closed"):
         session.append([2])
+
+
+def never_end(model: gemmule.Model) -> dict[int, float]:
+    return {i: -math.inf for i in model.tokenizer.eos_ids}
+
+
+def test_an_answer_never_overruns_the_session(tiny: gemmule.Model) -> None:
+    session = tiny.session(n_ctx=len(IDS) + 4)
+    reply = session.generate(IDS, seed=1, logit_bias=never_end(tiny))
+    assert (reply.finish_reason, session.n_tokens) == ("length", session.n_ctx)
+    assert session.logits.shape == (tiny.info.n_vocab,)
+    assert session.generate().tokens == ()
+
+
+def test_a_rejected_call_leaves_the_stream_open(tiny: gemmule.Model) -> None:
+    session = tiny.session(n_ctx=64)
+    stream = session.generate(IDS, max_tokens=8, seed=4, logit_bias=never_end(tiny), stream=True)
+    next(stream)
+    with pytest.raises(ValueError, match="top_p"):
+        session.generate([20], top_p=7)
+    with pytest.raises(ValueError, match="outside"):
+        session.append([10**6])
+    with pytest.raises(gemmule.ContextLengthError):
+        session.append([20] * 64)
+    with pytest.raises(gemmule.ContextLengthError):
+        session.generate([20] * 64)
+    with pytest.raises(ValueError, match="cannot keep"):
+        session.rewind(64)
+    assert stream.reply.finish_reason == "length"
+    assert len(stream.reply.tokens) == 8
+
+
+def test_a_failed_stream_stays_failed(tiny: gemmule.Model) -> None:
+    def fail(done: int, total: int) -> None:
+        raise RuntimeError("from the callback")
+
+    session = tiny.session(n_ctx=64)
+    stream = session.generate(IDS, max_tokens=4, progress=fail, stream=True)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="from the callback"):
+            next(stream)
+        with pytest.raises(RuntimeError, match="from the callback"):
+            _ = stream.reply
+    stream.close()
+    assert session.n_tokens == 0
+    assert len(session.generate(IDS, max_tokens=1, seed=1).tokens) == 1
+
+
+def test_a_cancelled_prompt_counts_nothing(tiny: gemmule.Model) -> None:
+    session = tiny.session(n_ctx=64)
+    session.append(IDS)
+    token = gemmule.StopToken()
+    token.cancel()
+    reply = session.generate([20] * 5, cancel=token)
+    assert (reply.timings.prompt_n, reply.timings.prompt_per_second) == (0, 0.0)
+    assert (reply.usage.prompt_tokens, reply.usage.total_tokens) == (len(IDS), len(IDS))
+
+
+def test_a_callback_may_read_but_not_run_its_session(tiny: gemmule.Model) -> None:
+    session = tiny.session(n_ctx=64)
+    session.append(IDS)
+    seen: list[object] = []
+
+    def look(done: int, total: int) -> None:
+        seen.extend([session.n_tokens, session.n_ctx, len(session.tokens)])
+        for call in (lambda: session.append([5]), lambda: session.rewind(0), session.generate, session.close):
+            with pytest.raises(gemmule.Error, match="busy"):
+                call()
+
+    session.append([20] * 5, progress=look)
+    assert seen[:3] == [len(IDS), 64, len(IDS)]
+    assert session.n_tokens == len(IDS) + 5
+
+
+def test_a_callback_may_cancel_but_not_read_its_stream(tiny: gemmule.Model) -> None:
+    def look(done: int, total: int) -> None:
+        with pytest.raises(gemmule.Error, match="busy"):
+            next(stream)
+        stream.close()
+
+    stream = tiny.generate(IDS, max_tokens=5, progress=look, stream=True)
+    assert stream.reply.finish_reason == "cancelled"

@@ -2,9 +2,14 @@
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
+import gemmule
+
+ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("numpy", "tokenizers", "gguf", "psutil", "PIL", "soundfile", "gemmule._core")
 
 
@@ -31,3 +36,10 @@ def test_help_imports_click_only(arguments: list[str]) -> None:
 
 def test_inspect_needs_no_tokenizer_package() -> None:
     assert "tokenizers" not in imported("import gemmule; gemmule.inspect")
+
+
+def test_the_version_is_a_constant_equal_to_the_projects() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert gemmule.__version__ == project["version"]
+    modules = imported("from gemmule.cli import run_command_line; run_command_line(['--version'])")
+    assert not modules & {"importlib.metadata", *HEAVY}

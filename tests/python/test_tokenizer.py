@@ -171,3 +171,15 @@ def test_merge_cache_is_rebuilt_when_damaged(
     cached.write_bytes(b"damaged")
     assert Tokenizer(file).encode("Hello world") == ids
     assert cached.stat().st_size > 1000
+
+
+@pytest.mark.real_model
+def test_image_markers_are_hidden_like_control_tokens(demo_model_path: Path) -> None:
+    tokenizer = Tokenizer(_core.GgufFile(str(demo_model_path)))
+    for name in ("<start_of_image>", "<end_of_image>", "[multimodal]"):
+        token = tokenizer.id_of(name)
+        assert token is not None
+        assert tokenizer.is_special(token)
+        assert tokenizer.decode([token]) == name
+        assert tokenizer.decode([token], skip_special=True) == ""
+        assert tokenizer.encode(name, add_bos=False) == [token]

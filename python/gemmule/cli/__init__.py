@@ -9,9 +9,12 @@ import importlib
 import os
 import sys
 import traceback
+from pathlib import Path
+from typing import Any
 
 import click
 
+from gemmule._interrupt import INTERRUPTED, interrupted
 from gemmule.cli._common import exit_code_of, message_of, settings
 
 __all__ = ["root", "run_command_line"]
@@ -57,6 +60,12 @@ class _LazyGroup(click.Group):
             raise click.UsageError(f"there is no command {args[0]!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # click itself would print an empty line
+            ctx.exit(INTERRUPTED)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
@@ -64,9 +73,9 @@ class _LazyGroup(click.Group):
 
 def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        import gemmule
+        from gemmule._version import __version__
 
-        click.echo(f"gemmule {gemmule.__version__}")
+        click.echo(f"gemmule {__version__}")
         ctx.exit()
 
 
@@ -74,6 +83,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     cls=_LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
+@click.option("-q", "--quiet", is_flag=True, help="Nothing but errors on stderr.")
 @click.option(
     "--version",
     is_flag=True,
@@ -83,16 +93,18 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     help="Show the version.",
 )
 @click.pass_context
-def root(ctx: click.Context, verbose: bool) -> None:
+def root(ctx: click.Context, verbose: bool, quiet: bool) -> None:
     """Run Gemma models from one GGUF file, on this machine."""
-    settings.verbose = verbose
+    settings.verbose, settings.quiet = verbose, quiet
     if ctx.invoked_subcommand is None:
         click.echo(_EXAMPLES)
 
 
 def run_command_line(arguments: list[str]) -> int:
     """Runs one command and returns its exit code; every error is one line on stderr."""
-    settings.verbose = False
+    settings.verbose = settings.quiet = False
+    settings.kept = None
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(
@@ -110,9 +122,20 @@ def run_command_line(arguments: list[str]) -> int:
         closed = type(sys.stdout).__name__.endswith("PacifyFlushWrapper")
         return 141 if closed else stopped.code if isinstance(stopped.code, int) else 1
     except (KeyboardInterrupt, click.Abort):
-        return 130
+        return INTERRUPTED
     except Exception as error:
+        if interrupted() and isinstance(error, ImportError | SystemError):
+            return INTERRUPTED
         if settings.verbose:
             traceback.print_exc()
         print(f"gemmule: {message_of(error)}", file=sys.stderr)
         return exit_code_of(error)
+
+
+def _open_missing_streams() -> None:
+    """A stream the caller closed is None; writing to nowhere is better than failing, or than writing into the
+    next file that gets its number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115

@@ -5,6 +5,7 @@ unreadable media, 7 a check failed, 130 Ctrl-C, 141 closed pipe.
 """
 
 import difflib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any, TypeVar
 import click
 
 from gemmule import _errors
+from gemmule._checks import MAX_CONTEXT, MAX_THREADS
 
 __all__ = [
     "CheckFailedError",
+    "context_line",
     "context_size",
     "engine_options",
     "exit_code_of",
@@ -23,7 +26,9 @@ __all__ = [
     "message_of",
     "piped_text",
     "settings",
-    "verbose_option",
+    "split_model",
+    "threads_option",
+    "verbosity_options",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -33,6 +38,8 @@ class _Settings:
     """State of this process's one command."""
 
     verbose = False
+    quiet = False
+    kept: Any = None  # a model that the end of the process frees faster than the interpreter would
 
 
 settings = _Settings()
@@ -65,31 +72,58 @@ def exit_code_of(error: BaseException) -> int:
 
 def message_of(error: BaseException) -> str:
     """One line for the user."""
-    if isinstance(error, click.ClickException):
+    if isinstance(error, click.BadParameter) and (variable := _variable_of(error)):
+        text = f"{variable}: {error.message}"
+    elif isinstance(error, click.ClickException):
         text = error.format_message()
     elif exit_code_of(error) == 1:
         text = f"{type(error).__name__}: {error}"
         if not isinstance(error, OSError):
             text += " (unexpected; run with -v for details)"
     else:
-        text = str(error) or type(error).__name__
+        text = _options_for_arguments(str(error)) or type(error).__name__
     return " ".join(text.split())
 
 
-def verbose_option(command: Command) -> Command:
-    """-v after the command name as well as before it."""
+def _variable_of(error: click.BadParameter) -> str | None:
+    """The environment variable that a bad value came from."""
+    ctx, parameter = error.ctx, error.param
+    if ctx is None or parameter is None or parameter.name is None:
+        return None
+    if ctx.get_parameter_source(parameter.name) != click.core.ParameterSource.ENVIRONMENT:
+        return None
+    if isinstance(parameter.envvar, str):
+        return parameter.envvar
+    return f"{ctx.auto_envvar_prefix}_{parameter.name.upper()}"
 
-    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-        settings.verbose = settings.verbose or value
 
-    return click.option(
-        "-v",
-        "--verbose",
-        is_flag=True,
-        expose_value=False,
-        callback=remember,
-        help="Show the traceback of an error.",
-    )(command)
+def _options_for_arguments(text: str) -> str:
+    """The library names its arguments; here they are options."""
+    names = {"n_ctx": "--ctx", "n_threads": "--threads", "kv_type": "--kv", "isa": "--isa"}
+    return re.sub(
+        r"(?<![\w/.-])(n_ctx|n_threads|kv_type|isa(?==))(?![\w/.])", lambda found: names[found[1]], text
+    )
+
+
+def context_line(reason: str) -> str:
+    """Which context was chosen, and why."""
+    return f"context {_options_for_arguments(reason)}"
+
+
+def verbosity_options(command: Command) -> Command:
+    """-v and -q after the command name as well as before it."""
+
+    def remember(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+        if value and option.name is not None:
+            setattr(settings, option.name, True)
+
+    for short, name, text in (
+        ("-q", "--quiet", "Nothing but errors on stderr."),
+        ("-v", "--verbose", "Show the traceback of an error."),
+    ):
+        option = click.option(short, name, is_flag=True, expose_value=False, callback=remember, help=text)
+        command = option(command)
+    return command
 
 
 def context_size(value: str) -> int | str:
@@ -98,26 +132,39 @@ def context_size(value: str) -> int | str:
     if text in ("auto", "max"):
         return text
     factor = 1024 if text.endswith("k") else 1
-    digits = text.removesuffix("k")
-    if not (digits.isascii() and digits.isdigit() and int(digits) > 0):
+    digits = text.removesuffix("k").lstrip("0")
+    if not (digits.isascii() and digits.isdigit()):
         raise click.BadParameter(
             f"{value!r} is no context size; use a number such as 4096 or 4k, auto or max"
         )
+    if len(digits) > 10 or int(digits) * factor > MAX_CONTEXT:
+        raise click.BadParameter(f"the context size must be at most {MAX_CONTEXT}")
     return int(digits) * factor
 
 
+def threads_option(command: Command) -> Command:
+    """--threads."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(1, MAX_THREADS),
+        envvar="GEMMULE_THREADS",
+        help="Compute threads.  [physical cores]",
+    )(command)
+
+
 def engine_options(command: Command) -> Command:
-    """--ctx, --threads, --kv, --isa."""
+    """--ctx, --threads, --kv, --isa, --device."""
     for option in (
+        click.option(
+            "--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True,
+            envvar="GEMMULE_DEVICE", help="What computes.",
+        ),
         click.option("--isa", envvar="GEMMULE_CPU_ISA", help="Force an instruction-set level (see doctor)."),
         click.option(
             "--kv", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, envvar="GEMMULE_KV",
             help="Number format of the KV cache.",
         ),
-        click.option(
-            "--threads", type=click.IntRange(1), envvar="GEMMULE_THREADS",
-            help="Compute threads.  [physical cores]",
-        ),
+        threads_option,
         click.option(
             "--ctx", "n_ctx", type=context_size, metavar="N|auto|max", default="auto", show_default=True,
             envvar="GEMMULE_CTX", help="Context size in tokens.",
@@ -127,11 +174,24 @@ def engine_options(command: Command) -> Command:
     return command
 
 
-def piped_text() -> str:
-    """What was piped in; empty when stdin is a terminal or closed."""
-    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+def piped_text(*, wait: bool = False) -> str:
+    """What was piped in, without a byte order mark and one last line end; empty when stdin is closed, or a
+    terminal that is not to be waited for.
+    """
+    if sys.stdin is None or sys.stdin.closed or (sys.stdin.isatty() and not wait):
         return ""
-    return sys.stdin.buffer.read().decode("utf-8", "replace")
+    text = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+
+
+def split_model(words: list[str], model: str | None, given: bool) -> tuple[str | None, list[str]]:
+    """Model name and the other words; `model` comes from -m when `given`, else from the environment."""
+    names_a_model = bool(words) and (words[0].endswith(".gguf") or Path(words[0]).is_file())
+    if given or (model and not names_a_model):
+        return model, words
+    if words and (names_a_model or len(words) > 1 or model is None):
+        return words[0], words[1:]
+    return model, words
 
 
 def find_model(name: str | None) -> Path:
@@ -139,7 +199,7 @@ def find_model(name: str | None) -> Path:
     from gemmule._demo_weights import models_dir
 
     if not name:
-        raise _errors.ModelNotFoundError("no model given; name a .gguf file, or set GEMMULE_MODEL")
+        raise click.UsageError("no model given; name a .gguf file, or set GEMMULE_MODEL")
     path = Path(name)
     if path.is_file():
         return path
@@ -148,13 +208,16 @@ def find_model(name: str | None) -> Path:
             return candidate
     if path.is_dir():
         raise _errors.ModelNotFoundError(f"{name} is a folder; name a .gguf file")
-    raise _errors.ModelNotFoundError(f"there is no model file {name}{_near_miss(path)}")
+    if path.exists():
+        raise _errors.ModelNotFoundError(f"{name} is not a regular file; name a .gguf file")
+    near = _near_miss(path, path.parent) or _near_miss(path, models_dir())
+    raise _errors.ModelNotFoundError(f"there is no model file {name}{near}")
 
 
-def _near_miss(path: Path) -> str:
+def _near_miss(path: Path, folder: Path) -> str:
     try:
-        names = [entry.name for entry in path.parent.iterdir() if entry.suffix == ".gguf"]
+        stems = [entry.stem for entry in folder.iterdir() if entry.suffix == ".gguf"]
     except OSError:
         return ""
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
+    near = difflib.get_close_matches(path.name.removesuffix(".gguf"), stems, n=1)
+    return f"; did you mean {folder / near[0]}.gguf?" if near else ""

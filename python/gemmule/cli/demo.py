@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from gemmule.cli._common import verbose_option
+from gemmule.cli._common import settings, threads_option, verbosity_options
 
 __all__ = ["demo_command", "peak_memory"]
 
@@ -19,10 +19,8 @@ _PROMPTS = (
 @click.option(
     "-n", "--max-tokens", type=click.IntRange(1), default=32, show_default=True, help="Tokens per text."
 )
-@click.option(
-    "--threads", type=click.IntRange(1), envvar="GEMMULE_THREADS", help="Compute threads.  [physical cores]"
-)
-@verbose_option
+@threads_option
+@verbosity_options
 @click.pass_context
 def demo_command(ctx: click.Context, max_tokens: int, threads: int | None) -> None:
     """Load the Gemma 3 270M weights of the [demo] extra and continue three texts. Nothing is downloaded."""
@@ -34,6 +32,7 @@ def demo_command(ctx: click.Context, max_tokens: int, threads: int | None) -> No
     path = demo_weights()
     timings: list[Timings] = []
     with Model(path, n_ctx=4096, n_threads=threads) as model:
+        settings.kept = model
         click.echo(f"{path}\n{model.info}\n{model.n_threads} threads, {model.isa}\n{model.plan}\n")
         for prompt in _PROMPTS:
             click.echo(f"> {prompt}")

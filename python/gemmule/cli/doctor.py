@@ -3,19 +3,20 @@ correctly.
 """
 
 import json
+import os
 import platform
 from typing import Any
 
 import click
 
-from gemmule.cli._common import CheckFailedError, verbose_option
+from gemmule.cli._common import CheckFailedError, verbosity_options
 
 __all__ = ["doctor_command"]
 
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-@verbose_option
+@verbosity_options
 def doctor_command(as_json: bool) -> None:
     """Versions, instruction sets, cores, memory, demo weights, and a self check."""
     report = _facts()
@@ -31,7 +32,7 @@ def doctor_command(as_json: bool) -> None:
 
 def _facts() -> dict[str, Any]:
     import gemmule
-    from gemmule._demo_weights import demo_parts
+    from gemmule._demo_weights import DEMO_FILE, demo_parts, models_dir
     from gemmule._inspect import build_facts
     from gemmule._memory import machine_memory
 
@@ -42,16 +43,31 @@ def _facts() -> dict[str, Any]:
     except gemmule.MissingExtraError:
         demo = False
     total, available = machine_memory()
+    joined = models_dir() / DEMO_FILE
     return {
         "version": gemmule.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "build": build,
-        "isa": {"selected": cpu["best"], "levels": cpu["levels"], "features": cpu["features"]},
+        "isa": {"selected": _selected_level(cpu), "levels": cpu["levels"], "features": cpu["features"]},
         "cores": {"physical": cpu["n_physical"], "logical": cpu["n_logical"]},
         "memory": {"total": total, "available": available},
         "demo_weights": demo,
+        "demo_file": str(joined) if joined.is_file() else None,
     }
+
+
+def _selected_level(cpu: dict[str, Any]) -> str:
+    """The level a model would use here: $GEMMULE_CPU_ISA, else the best."""
+    from gemmule import DeviceError
+
+    wanted = os.environ.get("GEMMULE_CPU_ISA") or str(cpu["best"])
+    offered = [level["name"] for level in cpu["levels"] if level["supported"]]
+    if wanted not in offered:
+        raise DeviceError(
+            f"GEMMULE_CPU_ISA is {wanted!r}; this build and machine offer: {', '.join(offered)}"
+        )
+    return wanted
 
 
 def _check_codecs() -> str:
@@ -121,5 +137,7 @@ def _print(report: dict[str, Any]) -> None:
         )
         click.echo(f"instructions  {level['name']:<12} {state:<10} {level['description']}")
     click.echo(f"demo weights  {'installed' if report['demo_weights'] else 'not installed'}")
+    if report["demo_file"]:
+        click.echo(f"demo file     {report['demo_file']}")
     for name, result in report["checks"].items():
         click.echo(f"check         {name:<12} {result}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemmule.cli._common import context_size, find_model, verbose_option
+from gemmule.cli._common import context_size, find_model, verbosity_options
 
 if TYPE_CHECKING:
     from gemmule import MemoryPlan
@@ -18,40 +18,45 @@ _SHORT = 100
 
 
 @click.command("show")
-@click.argument("file")
+@click.argument("file", required=False, envvar="GEMMULE_MODEL")
 @click.option("--tensors", is_flag=True, help="List the tensors: name, type, shape, bytes.")
-@click.option(
-    "--meta", is_flag=False, flag_value="*", metavar="[KEY]", help="List the metadata, or one key in full."
-)
+@click.option("--meta", is_flag=True, help="List the metadata.")
+@click.option("--key", help="One value of the metadata, in full.")
 @click.option("--memory", is_flag=True, help="The memory needed for some context sizes.")
 @click.option("--ctx", "sizes", default="4k,32k", show_default=True, help="Context sizes for --memory.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-@verbose_option
-def show_command(file: str, tensors: bool, meta: str | None, memory: bool, sizes: str, as_json: bool) -> None:
-    """What is inside FILE, and does it fit in memory here. Reads the header only."""
+@verbosity_options
+def show_command(
+    file: str | None, tensors: bool, meta: bool, key: str | None, memory: bool, sizes: str, as_json: bool
+) -> None:
+    """What is inside FILE, and does it fit in memory here. Reads the header only. FILE defaults to
+    $GEMMULE_MODEL.
+    """
     from gemmule._inspect import info_of, open_header, plan_for
 
+    wanted = _sizes(sizes) if memory else []
     opened = open_header(find_model(file))
-    if meta not in (None, "*") and meta not in opened.keys():  # noqa: SIM118
-        raise click.UsageError(f"{opened.path} has no key {meta!r}; --meta lists them")
+    if key is not None and key not in opened.keys():  # noqa: SIM118
+        raise click.UsageError(f"{opened.path} has no key {key!r}; --meta lists them")
     out: dict[str, Any] = {}
     info = info_of(opened)
-    if not (tensors or meta or memory):
+    if not (tensors or meta or key or memory):
         out["info"] = {
             **info.to_dict(),
             "tensor_types": _tensor_types(opened),
             "n_tensors": len(opened.tensors()),
         }
-    if meta:
-        keys = opened.keys() if meta == "*" else [meta]
-        out["meta"] = {key: _plain(opened, key, full=meta != "*") for key in keys}
+    if meta or key:
+        keys = opened.keys() if meta else []
+        out["meta"] = {name: _plain(opened, name, full=False) for name in keys}
+        if key:
+            out["meta"][key] = _plain(opened, key, full=True)
     if tensors:
         out["tensors"] = [
             {"name": name, "type": kind, "shape": list(shape), "n_bytes": size}
             for name, kind, shape, _, size in opened.tensors()
         ]
     if memory:
-        wanted = [context_size(size) for size in sizes.split(",")]
         counts = [info.n_ctx_train if size in ("auto", "max") else int(size) for size in wanted]
         plans = [plan_for(opened, n_ctx=count) for count in counts]
         out["memory"] = [{**plan.to_dict(), "fits": plan.fits} for plan in plans]
@@ -60,13 +65,21 @@ def show_command(file: str, tensors: bool, meta: str | None, memory: bool, sizes
         return
     if "info" in out:
         _print_info(out["info"])
-    for key, value in out.get("meta", {}).items():
-        click.echo(value if meta != "*" and isinstance(value, str) else f"{key} = {value}")
+    for name, value in out.get("meta", {}).items():
+        click.echo(value if not meta and isinstance(value, str) else f"{name} = {value}")
     for row in out.get("tensors", []):
         shape = " x ".join(str(n) for n in row["shape"])
         click.echo(f"{row['name']:<40} {row['type']:<6} {shape:<16} {row['n_bytes']}")
     if memory:
         _print_memory(plans)
+
+
+def _sizes(text: str) -> list[int | str]:
+    try:
+        return [context_size(size) for size in text.split(",")]
+    except click.BadParameter as error:
+        error.param_hint = "'--ctx'"
+        raise
 
 
 def _print_info(info: dict[str, Any]) -> None:
