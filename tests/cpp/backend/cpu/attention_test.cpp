@@ -148,6 +148,7 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 
 // Largest difference from double precision, relative to the largest sum of |p v| / l of the row: the size of
 // what is added, as the sum itself may cancel.
+// Relative to the largest result instead, one set of data whose terms cancel reached 2.17e-6.
 double worst_error(const Problem& p, const std::vector<float>& out) {
   double worst = 0;
   std::vector<double> weight, exact(static_cast<size_t>(p.dim));
