@@ -1,12 +1,12 @@
-# gemmule_isa_object(NAME FLAGS...): the kernels of one instruction-set level as one object with its own flags and
-# without link-time optimisation. It exports one function; tools/check_isa_objects.py holds it to that.
+# gemmule_isa_object(FOLDER NAME FLAGS...): the kernels of one instruction-set level as one object with its own
+# flags and without link-time optimisation. It exports one function; tools/check_isa_objects.py holds it to that.
 set(GEMMULE_ISA_OBJECTS)
 set(GEMMULE_ISA_DEFINITIONS)
-function(gemmule_isa_object name)
-  add_library(gemmule_isa_${name} OBJECT csrc/backend/cpu/isa/${name}.cpp)
+function(gemmule_isa_object folder name)
+  add_library(gemmule_isa_${name} OBJECT ${folder}/${name}.cpp)
   target_link_libraries(gemmule_isa_${name} PRIVATE gemmule_options)
   target_compile_options(gemmule_isa_${name} PRIVATE -O2 -fno-lto ${ARGN})
-  if(GEMMULE_SANITIZE AND NOT name STREQUAL "scalar")
+  if(GEMMULE_SANITIZE AND NOT name MATCHES "scalar$")
     # The undefined-behaviour checks on every vector access take GCC ten minutes and a gigabyte; the scalar object
     # runs the shared bodies with them. Address checks stay on everywhere.
     target_compile_options(gemmule_isa_${name} PRIVATE -O1 -g0 -fno-sanitize=undefined)

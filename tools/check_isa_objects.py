@@ -2,8 +2,9 @@
 
 An object compiled for AVX2 that also holds a weak copy of some inline function is a trap: the linker may keep
 that copy for the whole program, which then dies on an older processor in code that never asked for AVX2. So
-`nm` must show one strong global function, `kernels_<level>`, and no other global definition, weak or strong.
-The levels are the files csrc/backend/cpu/isa/*.cpp; their objects are searched for below the build folder.
+`nm` must show one strong global function, `kernels_<level>` for csrc/backend/cpu/isa/<level>.cpp and
+`encode_kernels_<level>` for csrc/quant/isa/encode_<level>.cpp, and no other global definition, weak
+or strong. The objects are searched for below the build folder.
 """
 
 from __future__ import annotations
@@ -19,9 +20,17 @@ from pathlib import Path
 HARMLESS = {"DW.ref.__gxx_personality_v0"}
 
 
+def exported_name(stem: str) -> str:
+    """The function that the object of a source file must export."""
+    return (
+        f"encode_kernels_{stem.removeprefix('encode_')}" if stem.startswith("encode_") else f"kernels_{stem}"
+    )
+
+
 def object_problems(level: str, listing: str) -> Iterator[str]:
     """What is wrong with the object of `level`, given the output of `nm -P -g --defined-only`."""
-    exported = re.compile(rf"(?<![a-z_])kernels_{level}(?![a-z_])|\d+kernels_{level}(?=E)")
+    name = exported_name(level)
+    exported = re.compile(rf"(?<![a-z_]){name}(?![a-z_])|\d+{name}(?=E)")
     n_exported = 0
     for line in listing.splitlines():
         fields = line.split()
@@ -37,7 +46,7 @@ def object_problems(level: str, listing: str) -> Iterator[str]:
         elif kind not in {"U", "I"}:
             yield f"{level}: extra global symbol {symbol} ({kind}); move it into an unnamed namespace"
     if n_exported != 1:
-        yield f"{level}: {n_exported} functions kernels_{level} exported, expected exactly one"
+        yield f"{level}: {n_exported} functions {name} exported, expected exactly one"
 
 
 def main() -> int:
@@ -46,7 +55,8 @@ def main() -> int:
     parser.add_argument("--nm", default="nm", help="the nm program to use")
     options = parser.parse_args()
     root = Path(__file__).resolve().parent.parent
-    levels = sorted(path.stem for path in (root / "csrc/backend/cpu/isa").glob("*.cpp"))
+    folders = ("csrc/backend/cpu/isa", "csrc/quant/isa")
+    levels = sorted(path.stem for folder in folders for path in (root / folder).glob("*.cpp"))
     problems: list[str] = []
     n_objects = 0
     for level in levels:
@@ -55,7 +65,7 @@ def main() -> int:
             for suffix in ("o", "obj")
             for path in sorted(options.build_dir.rglob(f"{level}.cpp.{suffix}"))
         ]
-        if not objects and level == "scalar":
+        if not objects and level.endswith("scalar"):
             problems.append(f"no object {level}.cpp.o below {options.build_dir}; build it first")
         for path in objects:
             n_objects += 1

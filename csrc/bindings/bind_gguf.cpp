@@ -1,10 +1,16 @@
-// GgufFile: the header of a model file, read-only.
+// GgufFile, the header of a model file, read-only; and what a converter needs to make one: Encoder and Xxh64.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <mutex>
+
+#include "backend/cpu/cpu_features.h"
+#include "bindings/gil.h"
 #include "bindings/module.h"
 #include "core/error.h"
+#include "core/xxh64.h"
 #include "gguf/gguf_reader.h"
+#include "quant/encode.h"
 
 namespace py = pybind11;
 
@@ -79,15 +85,135 @@ py::list tensors(const GgufFile& file) {
   return items;
 }
 
+const DTypeInfo& type_named(const std::string& name) {
+  const DTypeInfo* info = find_dtype(std::string_view(name));
+  if (info == nullptr) throw std::invalid_argument(cat("\"", name, "\" is not a tensor type gemmule knows"));
+  return *info;
+}
+
+std::shared_ptr<GgufFile> open_image(const std::string& path, uint64_t offset, uint64_t size) {
+  const py::gil_scoped_release nogil;
+  auto file = std::make_shared<const MappedFile>(path);
+  const auto file_size = static_cast<uint64_t>(file->size());
+  if (size == 0 && offset < file_size) size = file_size - offset;
+  return std::make_shared<GgufFile>(std::move(file), offset, size);
+}
+
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
+using Floats = py::array_t<float, py::array::c_style>;
+
+// An Encoder whose callers take turns; the lock is taken after the GIL is released.
+struct LockedEncoder {
+  Encoder encoder;
+  std::mutex mutex{};
+};
+
+std::unique_ptr<LockedEncoder> make_encoder(int n_threads, const std::string& isa) {
+  if (n_threads < 0) throw std::invalid_argument("n_threads must be 0 (all cores) or more");
+  const py::gil_scoped_release nogil;
+  return std::unique_ptr<LockedEncoder>(
+      new LockedEncoder{Encoder(n_threads > 0 ? n_threads : physical_cores(), isa)});
+}
+
+int64_t count_rows(const Bytes& src, const DTypeInfo& type, int64_t n_cols) {
+  if (n_cols <= 0 || n_cols % type.block_size != 0)
+    throw std::invalid_argument(
+        cat("rows of ", n_cols, " elements are not whole ", type.name, " blocks of ", type.block_size));
+  const int64_t row = row_bytes(type.dtype, n_cols);
+  if (src.size() % row != 0)
+    throw std::invalid_argument(cat(src.size(), " bytes are not whole ", type.name, " rows of ", row));
+  return src.size() / row;
+}
+
+py::tuple encode(LockedEncoder& self, const Bytes& src, const std::string& src_type, int64_t n_cols,
+                 const std::string& dst_type, Bytes& out, const std::optional<Floats>& importance,
+                 const StopToken* stop) {
+  const DTypeInfo& from = type_named(src_type);
+  const DTypeInfo& to = type_named(dst_type);
+  const int64_t n_rows = count_rows(src, from, n_cols);
+  if (n_cols % to.block_size != 0)
+    throw std::invalid_argument(
+        cat("rows of ", n_cols, " elements are not whole ", to.name, " blocks of ", to.block_size));
+  if (out.size() != n_rows * row_bytes(to.dtype, n_cols))
+    throw std::invalid_argument(
+        cat("out has ", out.size(), " bytes, the rows take ", n_rows * row_bytes(to.dtype, n_cols)));
+  if (importance && importance->size() != n_cols)
+    throw std::invalid_argument(cat("importance has ", importance->size(), " values, a row has ", n_cols));
+  if (importance) {
+    const float* w = importance->data();
+    for (int64_t i = 0; i < n_cols; ++i)
+      if (!(w[i] >= 0.0f && w[i] <= 3.402823466e+38f))
+        throw std::invalid_argument(
+            cat("importance[", i, "] is ", w[i], "; it must be finite and not negative"));
+  }
+  const EncodeRequest request{src.data(),
+                              from.dtype,
+                              out.mutable_data(),
+                              to.dtype,
+                              n_rows,
+                              n_cols,
+                              importance ? importance->data() : nullptr};
+  EncodeStats stats;
+  {
+    const py::gil_scoped_release nogil;
+    const std::lock_guard<std::mutex> lock(self.mutex);
+    const CallStop call(stop);
+    stats = self.encoder.encode(request, call.token());
+  }
+  return py::make_tuple(stats.error2, stats.norm2, stats.weighted_error2, stats.weighted_norm2,
+                        stats.first_bad);
+}
+
+double lattice_q4_0(LockedEncoder& self, const Bytes& src, const std::string& src_type, int64_t n_cols) {
+  const DTypeInfo& from = type_named(src_type);
+  if (from.block_size != 1)
+    throw std::invalid_argument(cat("src_type must be a float type, not ", from.name));
+  const int64_t n_rows = count_rows(src, from, n_cols);
+  if (n_cols % 32 != 0)
+    throw std::invalid_argument(cat("rows of ", n_cols, " elements are not whole blocks of 32"));
+  const uint8_t* data = src.data();
+  const py::gil_scoped_release nogil;
+  const std::lock_guard<std::mutex> lock(self.mutex);
+  return self.encoder.lattice_q4_0(data, from.dtype, n_rows * n_cols);
+}
+
+void update_hash(Xxh64& self, const py::buffer& data) {
+  const py::buffer_info info = data.request();
+  if (!PyBuffer_IsContiguous(info.view(), 'C')) throw std::invalid_argument("data must be contiguous");
+  const py::gil_scoped_release nogil;
+  self.update(info.ptr, static_cast<size_t>(info.size * info.itemsize));
+}
+
 }  // namespace
+
+void bind_encoder(py::module_& m) {
+  py::class_<LockedEncoder>(m, "Encoder", "Encodes rows of numbers into a tensor type on its own threads.")
+      .def(py::init(&make_encoder), py::arg("n_threads") = 0, py::arg("isa") = "")
+      .def("encode", &encode, py::arg("src").noconvert(), py::arg("src_type"), py::arg("n_cols"),
+           py::arg("dst_type"), py::arg("out").noconvert(), py::kw_only(),
+           py::arg("importance").noconvert() = py::none(), py::arg("stop") = py::none(),
+           "(error2, norm2, weighted_error2, weighted_norm2, first_bad) of the rows, which go to `out`.")
+      .def("lattice_q4_0", &lattice_q4_0, py::arg("src").noconvert(), py::arg("src_type"), py::arg("n_cols"),
+           "The share of the blocks of 32 that Q4_0 stores without loss, as training for Q4_0 leaves them.")
+      .def_property_readonly("n_threads", [](const LockedEncoder& self) { return self.encoder.n_threads(); })
+      .def_property_readonly("isa",
+                             [](const LockedEncoder& self) { return std::string(self.encoder.isa()); });
+  py::class_<Xxh64>(m, "Xxh64", "The 64-bit checksum of a tensor, fed in pieces.")
+      .def(py::init<>())
+      .def("update", &update_hash, py::arg("data"))
+      .def("digest", &Xxh64::digest, "The checksum of everything so far.");
+  m.def(
+      "block_size",
+      [](const std::string& type) {
+        const DTypeInfo& info = type_named(type);
+        return py::make_tuple(info.block_size, info.block_bytes);
+      },
+      py::arg("type"), "(elements, bytes) of a block of a tensor type.");
+}
 
 void bind_gguf(py::module_& m) {
   py::class_<GgufFile, std::shared_ptr<GgufFile>>(m, "GgufFile", "The validated header of a GGUF file.")
-      .def(py::init([](const std::string& path) {
-             const py::gil_scoped_release nogil;
-             return std::const_pointer_cast<GgufFile>(GgufFile::open(path));
-           }),
-           py::arg("path"))
+      .def(py::init(&open_image), py::arg("path"), py::arg("offset") = 0, py::arg("size") = 0)
       .def_property_readonly("path", &GgufFile::path)
       .def_property_readonly("version", &GgufFile::version)
       .def_property_readonly("alignment", &GgufFile::alignment)

@@ -123,6 +123,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   gemmule::bind_errors(m);
   gemmule::bind_gguf(m);
   gemmule::bind_model(m);
+  gemmule::bind_encoder(m);
   m.def("dequantize", &gemmule::dequantize, py::arg("data").noconvert(), py::arg("type"),
         "uint8 blocks of a tensor type -> float32, one dimension.");
   m.def("quantize", &gemmule::quantize, py::arg("array").noconvert(), py::arg("type"),

@@ -6,6 +6,7 @@ namespace gemmule {
 
 void bind_errors(pybind11::module_& m);
 void bind_gguf(pybind11::module_& m);
+void bind_encoder(pybind11::module_& m);  // after bind_model, whose StopToken it takes
 void bind_model(pybind11::module_& m);
 
 }  // namespace gemmule

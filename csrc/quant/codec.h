@@ -1,8 +1,8 @@
-// Slow, correct codecs: one row of a block format to and from f32. The dequantizers agree with the `gguf`
-// package by bits; the encoders are the plain ones (no importance search). Those of the float and the
-// 32-element formats also agree by bits, except where that package stores an infinite f16 scale or divides by
-// a scale too small to have an inverse: here such blocks saturate or become zero. Compile with
-// -ffp-contract=off, or the bits differ.
+// One row of any type to and from f32. The dequantizers agree with the `gguf` package by bits. So do the
+// encoders of the float types and, without importance, of the 32-element formats, except where that package
+// stores an infinite f16 scale or divides by a scale too small to have an inverse (here such blocks saturate
+// or become zero) and where a Q4_0 block lies on a lattice (lattice.h). Compile with -ffp-contract=off, or
+// the bits differ.
 #pragma once
 
 #include <cstdint>

@@ -1,13 +1,8 @@
 // Q6_K: 256 elements in 16 sub-blocks of 16, x = (d * scale8) * (code - 32), codes 0..63: four bits in ql,
-// two in qh. Encoder: symmetric search per sub-block, 8-bit scales relative to the largest, codes again with
-// the stored scales.
-#include <cmath>
-#include <cstring>
-
+// two in qh.
 #include "core/half.h"
 #include "quant/blocks.h"
 #include "quant/row_codecs.h"
-#include "quant/scale_search.h"
 
 namespace gemmule {
 
@@ -30,41 +25,6 @@ void dequantize_q6_k(const uint8_t* src, float* dst, int64_t n) {
         dst[16 * s + l] = scale * static_cast<float>(code - 32);
       }
     }
-  }
-}
-
-void quantize_q6_k(const float* src, uint8_t* dst, int64_t n) {
-  for (int64_t i = 0; i < n / 256; ++i, src += 256) {
-    BlockQ6_K block;
-    std::memset(&block, 0, sizeof(block));
-    UnitBlock unit;
-    if (make_unit_block(src, unit)) {
-      float fits[16];
-      float largest = 0;
-      for (int s = 0; s < 16; ++s) {
-        float w[16];
-        search_weights(unit.x + 16 * s, 16, w);
-        fits[s] = fit_symmetric(unit.x + 16 * s, w, 16, 32);
-        if (std::fabs(fits[s]) > std::fabs(largest)) largest = fits[s];
-      }
-      block.d = f16_scale_bits(largest / -128.0f * unit.unit);
-      const float d = f16_to_f32(block.d);
-      for (int s = 0; s < 16; ++s) {
-        const int h = s / 8;
-        const int c = (s % 8) / 2;
-        const int u = s % 2;
-        block.scales[s] = static_cast<int8_t>(round_code(fits[s] * unit.unit / d, -128, 127));
-        const float scale = d * static_cast<float>(block.scales[s]);
-        uint8_t* ql = block.ql + 64 * h + 32 * (c % 2) + 16 * u;
-        uint8_t* qh = block.qh + 32 * h + 16 * u;
-        for (int l = 0; l < 16; ++l) {
-          const int code = scale == 0 ? 32 : round_code(src[16 * s + l] / scale, -32, 31) + 32;
-          ql[l] = static_cast<uint8_t>(ql[l] | ((code & 15) << (4 * (c / 2))));
-          qh[l] = static_cast<uint8_t>(qh[l] | ((code >> 4) << (2 * c)));
-        }
-      }
-    }
-    store_block(block, dst, i);
   }
 }
 

@@ -1,4 +1,5 @@
-// The row functions behind the table of codec.cpp, one pair per format; see codec.h for their contract.
+// The row functions behind the table of codec.cpp, see codec.h for their contract. The encoders of the
+// block formats are in kernels/.
 #pragma once
 
 #include <cstdint>
@@ -23,16 +24,6 @@ void dequantize_q6_k(const uint8_t* src, float* dst, int64_t n);
 void quantize_f32(const float* src, uint8_t* dst, int64_t n);
 void quantize_f16(const float* src, uint8_t* dst, int64_t n);
 void quantize_bf16(const float* src, uint8_t* dst, int64_t n);
-void quantize_q8_0(const float* src, uint8_t* dst, int64_t n);
-void quantize_q4_0(const float* src, uint8_t* dst, int64_t n);
-void quantize_q4_1(const float* src, uint8_t* dst, int64_t n);
-void quantize_q5_0(const float* src, uint8_t* dst, int64_t n);
-void quantize_q5_1(const float* src, uint8_t* dst, int64_t n);
-void quantize_q2_k(const float* src, uint8_t* dst, int64_t n);
-void quantize_q3_k(const float* src, uint8_t* dst, int64_t n);
-void quantize_q4_k(const float* src, uint8_t* dst, int64_t n);
-void quantize_q5_k(const float* src, uint8_t* dst, int64_t n);
-void quantize_q6_k(const float* src, uint8_t* dst, int64_t n);
 
 // Blocks are copied in and out because a row may start at any byte address.
 template <class Block>

