@@ -1,7 +1,8 @@
 """Write a tiny random Gemma 3 or Gemma 4 text model as a Hugging Face folder and as a GGUF file.
 
 Every weight is random and no two important sizes are equal, so a swapped axis, a forgotten norm, a wrong
-window or a wrong head dimension changes the logits. The same seed always gives the same file.
+window or a wrong head dimension changes the logits. The same seed always gives the same file. The shapes
+have the parts of the real members: E2B and E4B per-layer embeddings and shared keys and values, 26B experts.
 Layout: GGUF v3; linear weights keep the bytes of the Hugging Face [out, in] arrays; Gemma 3 norms are
 stored as 1 + w, Gemma 4 norms as w. Needs torch, transformers >= 5.17 and gguf.
 
@@ -11,6 +12,7 @@ Usage: python tools/make_tiny_model.py --arch gemma4 --gguf tests/golden/tiny-ge
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,17 @@ from typing import Any
 import gguf
 import numpy as np
 
-__all__ = ["GEMMA3", "GEMMA4", "Shape", "build_model", "build_vocabulary", "write_gguf", "write_header"]
+__all__ = [
+    "GEMMA3",
+    "GEMMA4",
+    "SHAPES",
+    "Shape",
+    "build_model",
+    "build_vocabulary",
+    "load_weights",
+    "write_gguf",
+    "write_header",
+]
 
 
 @dataclass(frozen=True)
@@ -38,16 +50,49 @@ class Shape:
     n_vocab: int = 512
     n_ctx: int = 1024
     unified: bool = False
+    v_is_k: bool = True  # on global layers of Gemma 4
+    n_shared: int = 0  # last layers that read the keys and values of earlier ones
+    unread_kv: bool = True  # write tensors for those layers all the same, as real files do
+    double_wide: bool = False  # d_ff doubles in those layers
+    d_ple: int = 0  # numbers of the per-layer embedding
+    n_experts: int = 0
+    n_experts_used: int = 0
+    d_ff_expert: int = 0
+    split_experts: bool = False  # gate and up matrices of the experts in two tensors
     theta: dict[str, float] = field(default_factory=lambda: {"sliding": 1e4, "global": 1e6})
 
     @property
     def layer_types(self) -> list[str]:
         return ["sliding_attention" if s else "full_attention" for s in self.sliding_layers]
 
+    @property
+    def first_shared(self) -> int:
+        return len(self.sliding_layers) - self.n_shared
+
 
 # Seven layers: the global layer 5 (every sixth in Gemma 3) is followed by one more sliding layer.
 GEMMA3 = Shape("gemma3", 40, 80, 4, 2, 2, 24, 24, 16, tuple(i % 6 != 5 for i in range(7)))
 GEMMA4 = Shape("gemma4", 40, 80, 4, 2, 1, 24, 48, 16, (True, True, False, True, True, False))
+_FIVE_TO_ONE = (*[True] * 5, False) * 2
+_SMALL = Shape("gemma4", 32, 40, 4, 2, 1, 8, 16, 8, (True, True, False) * 2, n_vocab=384)
+SHAPES = {
+    "gemma3": GEMMA3,
+    "gemma4": GEMMA4,
+    "gemma4_unified": replace(GEMMA4, unified=True),
+    "gemma4-e2b": replace(_SMALL, n_kv_heads=1, v_is_k=False, n_shared=3, double_wide=True, d_ple=8),
+    "gemma4-e4b": replace(
+        Shape("gemma4", 64, 96, 6, 2, 2, 16, 32, 11, _FIVE_TO_ONE), v_is_k=False, n_shared=6, d_ple=24
+    ),
+    "gemma4-26b": replace(
+        _SMALL,
+        d_ff=24,
+        sliding_layers=(True, True, False, True, False),
+        n_experts=7,
+        n_experts_used=3,
+        d_ff_expert=12,
+    ),
+    "gemma4-31b": Shape("gemma4", 80, 112, 8, 4, 2, 16, 40, 13, _FIVE_TO_ONE),
+}
 
 GEMMA3_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"
@@ -86,9 +131,9 @@ def _config(shape: Shape) -> Any:
         )
     common |= {
         "global_head_dim": shape.head_dim_global,
-        "num_global_key_value_heads": shape.n_kv_heads_global,
-        "attention_k_eq_v": True,
-        "num_kv_shared_layers": 0,
+        "num_global_key_value_heads": shape.n_kv_heads_global if shape.v_is_k else None,
+        "attention_k_eq_v": shape.v_is_k,
+        "num_kv_shared_layers": shape.n_shared,
         "final_logit_softcapping": 30.0,
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": shape.theta["sliding"]},
@@ -103,9 +148,13 @@ def _config(shape: Shape) -> Any:
         return transformers.Gemma4UnifiedTextConfig(**common)
     return transformers.Gemma4TextConfig(
         **common,
-        hidden_size_per_layer_input=0,
+        hidden_size_per_layer_input=shape.d_ple,
         vocab_size_per_layer_input=shape.n_vocab,
-        enable_moe_block=False,
+        use_double_wide_mlp=shape.double_wide,
+        enable_moe_block=shape.n_experts > 0,
+        num_experts=shape.n_experts or None,
+        top_k_experts=shape.n_experts_used or None,
+        moe_intermediate_size=shape.d_ff_expert or None,
     )
 
 
@@ -120,6 +169,7 @@ def build_model(shape: Shape, seed: int) -> Any:
         cls = transformers.Gemma4UnifiedForCausalLM if shape.unified else transformers.Gemma4ForCausalLM
     config = _config(shape)
     config._attn_implementation = "eager"
+    config._experts_implementation = "eager"
     model = cls(config).to(torch.float32).eval()
     rng = np.random.default_rng(seed)
     centre = 0.0 if shape.arch == "gemma3" else 1.0
@@ -135,8 +185,10 @@ def build_model(shape: Shape, seed: int) -> Any:
             value = centre + 0.3 * rng.standard_normal(size)
         elif "embed_tokens" in name:
             value = 0.5 * rng.standard_normal(size)
+        elif name.endswith("router.proj.weight"):
+            value = 2 * rng.standard_normal(size)  # so that the weights of the chosen experts differ
         else:
-            value = rng.standard_normal(size) / np.sqrt(size[1])
+            value = rng.standard_normal(size) / np.sqrt(size[-1])
         new[name] = torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32))
     missing, unexpected = model.load_state_dict(new, strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:
@@ -228,7 +280,8 @@ def _write_keys(writer: gguf.GGUFWriter, shape: Shape, seed: int, type_name: str
     writer.add_block_count(n_layers)
     writer.add_context_length(shape.n_ctx)
     writer.add_embedding_length(shape.d_model)
-    writer.add_feed_forward_length(shape.d_ff)
+    widths = [shape.d_ff] * shape.first_shared + [2 * shape.d_ff] * shape.n_shared
+    writer.add_feed_forward_length(widths if shape.double_wide else shape.d_ff)
     writer.add_head_count(shape.n_heads)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_sliding_window(shape.window)
@@ -239,18 +292,22 @@ def _write_keys(writer: gguf.GGUFWriter, shape: Shape, seed: int, type_name: str
         writer.add_value_length(shape.head_dim)
         return
     per_layer = [shape.n_kv_heads if s else shape.n_kv_heads_global for s in shape.sliding_layers]
-    writer.add_head_count_kv(per_layer)
+    writer.add_head_count_kv(per_layer if len(set(per_layer)) > 1 else per_layer[0])
     for key, value in (
         ("attention.key_length", shape.head_dim_global),
         ("attention.value_length", shape.head_dim_global),
         ("attention.key_length_swa", shape.head_dim),
         ("attention.value_length_swa", shape.head_dim),
-        ("attention.shared_kv_layers", 0),
+        ("attention.shared_kv_layers", shape.n_shared),
         ("rope.dimension_count", shape.head_dim_global),
         ("rope.dimension_count_swa", shape.head_dim),
-        ("embedding_length_per_layer_input", 0),
+        ("embedding_length_per_layer_input", shape.d_ple),
+        ("expert_count", shape.n_experts),
+        ("expert_used_count", shape.n_experts_used),
+        ("expert_feed_forward_length", shape.d_ff_expert),
     ):
-        writer.add_uint32(f"{arch}.{key}", value)
+        if value > 0 or not key.startswith("expert"):
+            writer.add_uint32(f"{arch}.{key}", value)
     writer.add_array(f"{arch}.attention.sliding_window_pattern", list(shape.sliding_layers))
     writer.add_float32(f"{arch}.rope.freq_base_swa", shape.theta["sliding"])
     writer.add_float32(f"{arch}.final_logit_softcapping", 30.0)
@@ -271,15 +328,31 @@ _LAYER_NAMES = {
     "mlp.down_proj.weight": "ffn_down.weight",
     "post_feedforward_layernorm.weight": "post_ffw_norm.weight",
     "layer_scalar": "layer_output_scale.weight",
+    "per_layer_input_gate.weight": "inp_gate.weight",
+    "per_layer_projection.weight": "proj.weight",
+    "post_per_layer_input_norm.weight": "post_norm.weight",
+    "router.proj.weight": "ffn_gate_inp.weight",
+    "router.scale": "ffn_gate_inp.scale",
+    "router.per_expert_scale": "ffn_down_exps.scale",
+    "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+    "experts.down_proj": "ffn_down_exps.weight",
+    "pre_feedforward_layernorm_2.weight": "pre_ffw_norm_2.weight",
+    "post_feedforward_layernorm_1.weight": "post_ffw_norm_1.weight",
+    "post_feedforward_layernorm_2.weight": "post_ffw_norm_2.weight",
+}
+_OTHER_NAMES = {
+    "embed_tokens.weight": "token_embd.weight",
+    "norm.weight": "output_norm.weight",
+    "embed_tokens_per_layer.weight": "per_layer_token_embd.weight",
+    "per_layer_model_projection.weight": "per_layer_model_proj.weight",
+    "per_layer_projection_norm.weight": "per_layer_proj_norm.weight",
 }
 
 
 def _gguf_name(name: str) -> str:
     name = name.removeprefix("model.")
-    if name == "embed_tokens.weight":
-        return "token_embd.weight"
-    if name == "norm.weight":
-        return "output_norm.weight"
+    if name in _OTHER_NAMES:
+        return _OTHER_NAMES[name]
     _, layer, rest = name.split(".", 2)
     return f"blk.{layer}.{_LAYER_NAMES[rest]}"
 
@@ -295,33 +368,80 @@ def write_header(writer: gguf.GGUFWriter, shape: Shape, *, seed: int, type_name:
         writer.add_tensor("rope_freqs.weight", factors)
 
 
-def write_gguf(model: Any, shape: Shape, path: Path, *, seed: int, type_name: str = "F32") -> None:
-    """Write the text model; matrices in `type_name` where the row length allows it, the rest in F32."""
-    writer = gguf.GGUFWriter(str(path), shape.arch)
-    write_header(writer, shape, seed=seed, type_name=type_name)
-    kind = gguf.GGMLQuantizationType[type_name]
-    block, _ = gguf.GGML_QUANT_SIZES[kind]
+def _tensors(model: Any, shape: Shape, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """(GGUF name, float32 values) of every tensor of the file."""
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight":
             continue
         value = tensor.detach().numpy().astype(np.float32)
         if shape.arch == "gemma3" and value.ndim == 1:
             value = value + np.float32(1.0)
-        if type_name == "F32" or value.ndim == 1 or value.shape[-1] % block:
-            writer.add_tensor(_gguf_name(name), value)
-        elif type_name == "F16":
-            writer.add_tensor(_gguf_name(name), value.astype(np.float16))
+        gguf_name = _gguf_name(name)
+        if shape.split_experts and "gate_up_exps" in gguf_name:
+            for part, half in zip(("gate", "up"), np.split(value, 2, axis=1), strict=True):
+                yield gguf_name.replace("gate_up", part), np.ascontiguousarray(half)
         else:
-            writer.add_tensor(_gguf_name(name), gguf.quants.quantize(value, kind), raw_dtype=kind)
+            yield gguf_name, value
+    if not shape.unread_kv:
+        return
+    rng = np.random.default_rng(seed)
+    for i in range(shape.first_shared, len(shape.sliding_layers)):
+        head_dim = shape.head_dim if shape.sliding_layers[i] else shape.head_dim_global
+        for part in ("k", "v"):
+            value = rng.standard_normal((shape.n_kv_heads * head_dim, shape.d_model), np.float32)
+            yield f"blk.{i}.attn_{part}.weight", value
+        yield f"blk.{i}.attn_k_norm.weight", rng.standard_normal(head_dim, np.float32)
+
+
+def _stored_type(name: str, value: np.ndarray, type_name: str) -> str:
+    block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name]]
+    if value.ndim == 1 or value.shape[-1] % block or "ffn_gate_inp" in name:
+        return "F32"
+    return "BF16" if name == "per_layer_model_proj.weight" and block > 1 else type_name
+
+
+def write_gguf(model: Any, shape: Shape, path: Path, *, seed: int, type_name: str = "F32") -> None:
+    """Write the text model; matrices in `type_name` where files do and the row length allows it."""
+    writer = gguf.GGUFWriter(str(path), shape.arch)
+    write_header(writer, shape, seed=seed, type_name=type_name)
+    for name, value in _tensors(model, shape, seed):
+        stored = _stored_type(name, value, type_name)
+        if stored == "F32":
+            writer.add_tensor(name, value)
+        elif stored == "F16":
+            writer.add_tensor(name, value.astype(np.float16))
+        else:
+            kind = gguf.GGMLQuantizationType[stored]
+            writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
+def load_weights(model: Any, shape: Shape, path: Path) -> None:
+    """Give the model the values that the file's tensors stand for: the reference of a quantized file."""
+    import torch
+
+    tensors = gguf.GGUFReader(str(path)).tensors
+    stored = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in tensors}
+    if shape.split_experts:
+        for name in [n for n in stored if "ffn_gate_exps" in n]:
+            halves = [stored[name], stored[name.replace("gate", "up")]]
+            stored[name.replace("gate", "gate_up")] = np.concatenate(halves, axis=1)
+    with torch.no_grad():
+        for name, parameter in model.state_dict().items():
+            if name == "lm_head.weight":
+                continue
+            value = stored[_gguf_name(name)].astype(np.float32)
+            if shape.arch == "gemma3" and value.ndim == 1:
+                value = value - np.float32(1.0)
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--arch", choices=["gemma3", "gemma4", "gemma4_unified"], required=True)
+    parser.add_argument("--arch", choices=list(SHAPES), required=True, help="the shape, after a real model")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--type", default="F32", help="F32, F16, BF16, Q8_0, Q4_0, Q5_0, ...")
     parser.add_argument("--d-model", type=int, default=0, help="width, a multiple of 32 for quantized types")
@@ -329,9 +449,8 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--hf", type=Path, help="folder for config.json and model.safetensors")
     args = parser.parse_args()
-    shape = GEMMA3 if args.arch == "gemma3" else GEMMA4
-    changes = {"d_model": args.d_model, "d_ff": args.d_ff, "unified": args.arch == "gemma4_unified"}
-    shape = replace(shape, **{k: v for k, v in changes.items() if v})
+    changes = {"d_model": args.d_model, "d_ff": args.d_ff}
+    shape = replace(SHAPES[args.arch], **{k: v for k, v in changes.items() if v})
     model = build_model(shape, args.seed)
     if args.hf:
         model.save_pretrained(args.hf)

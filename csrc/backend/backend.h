@@ -51,6 +51,34 @@ struct Product {
   Tensor w;
 };
 
+// One matrix per expert, all of one shape, `stride` bytes apart.
+struct Experts {
+  Tensor first;
+  int64_t stride = 0;
+
+  Tensor of(int64_t expert) const {
+    return {first.dtype, first.rows, first.cols, first.data + expert * stride};
+  }
+};
+
+// Which experts each row goes to. The pairs (row, expert) are sorted by expert, then row: the pairs of expert
+// e have the places first[e] <= p < first[e + 1], so that a product reads each expert once however many rows
+// it has. A view; the backend owns the memory.
+struct Routes {
+  int64_t n = 0;  // rows in use
+  int64_t n_experts = 0;
+  int64_t n_used = 0;         // experts of one row
+  int32_t* expert = nullptr;  // [n][n_used] best first
+  float* weight = nullptr;    // [n][n_used]
+  int32_t* place = nullptr;   // [n][n_used]
+  int32_t* row = nullptr;     // [n * n_used] of each place
+  int32_t* first = nullptr;   // [n_experts + 1]
+  int32_t* busy = nullptr;    // [n_busy] experts that have rows, ascending
+  int64_t n_busy = 0;
+
+  int64_t n_places() const { return n * n_used; }
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -62,10 +90,13 @@ class Backend {
   // backend.
   virtual Tensor place(const Tensor& file_view) = 0;
   virtual Rows alloc(int64_t n_rows, int64_t cols) = 0;  // zeroed; lives as long as the backend
-  // Called once after loading with the largest step: reserves everything later calls need.
+  virtual Routes alloc_routes(int64_t n_rows, int64_t n_experts, int64_t n_used) = 0;
+  // Called once after loading with the largest step: reserves everything later calls need. No input of a
+  // product has more than max_rows * max_cols numbers.
   virtual void reserve(int64_t max_rows, int64_t max_cols, int64_t max_head_dim) = 0;
 
   virtual void copy(Rows y, Rows x) = 0;
+  virtual void add(Rows x, Rows y) = 0;  // x += y
   // y[i] = row tokens[i] of table, times scale
   virtual void embed(Rows y, const Tensor& table, std::span<const int32_t> tokens, float scale) = 0;
   // y = x / rms(x) * w; y may be x
@@ -80,6 +111,8 @@ class Backend {
   }
   // y = gelu(gate x) * (up x); tmp is scratch of y's shape
   virtual void gated_gelu(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, Rows x) = 0;
+  // y = gelu(gate) * up, with up's columns from up_col on; y may be gate
+  virtual void gelu_mul(Rows y, Rows gate, Rows up, int64_t up_col) = 0;
   // Every head of every row: x = scale * rope(rms_norm(x, w)); w empty: a norm without weight.
   // cos, sin: [x.n][n_rot]; n_rot 0: no rotation. x is [n][n_heads * head_dim].
   virtual void head_norm_rope(Rows x, int64_t head_dim, const Tensor& w, float eps, Rows cos, Rows sin,
@@ -90,6 +123,17 @@ class Backend {
   // key/value head j / (n_heads / n_kv_heads). q is already scaled.
   virtual void attend(Rows y, Rows q, std::span<const KvRun> runs, std::span<const int64_t> lo,
                       std::span<const int64_t> hi) = 0;
+  // The n_used largest scores of each row [n, n_experts], the lower number first among equals, and
+  // weight = softmax over those n_used * scale[expert]. A row with a score that is not finite gets NaN.
+  virtual void route(Routes& routes, Rows scores, const Tensor& scale) = 0;
+  // y [n * n_used, cols]: the rows of x in the order of the places
+  virtual void gather(Rows y, Rows x, const Routes& routes) = 0;
+  // Row p of y is the product of row p of x with the matrix of the expert whose place p is.
+  virtual void expert_matmul(Rows y, const Experts& w, Rows x, const Routes& routes) = 0;
+  virtual void expert_gated_gelu(Rows y, Rows tmp, const Experts& gate, const Experts& up, Rows x,
+                                 const Routes& routes) = 0;
+  // y[i] = sum of weight * x[place] over the experts of row i, best first, from zero
+  virtual void expert_sum(Rows y, Rows x, const Routes& routes) = 0;
   virtual void scale(Rows x, float s) = 0;
   virtual void softcap(Rows x, float cap) = 0;  // x = cap * tanh(x / cap)
 };

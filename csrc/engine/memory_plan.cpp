@@ -12,6 +12,9 @@
 namespace gemmule {
 namespace {
 
+// The table of per-layer embeddings: a step reads one row per token of it, so it never has to be in memory.
+constexpr const char* kLazyTable = "per_layer_token_embd.weight";
+
 int64_t meminfo_available() {
   std::ifstream meminfo("/proc/meminfo");
   std::string name;
@@ -64,7 +67,8 @@ MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64
   check_ubatch(n_ubatch);
   const Config config = Config::from_gguf(file);
   MemoryPlan plan;
-  for (const GgufTensor& tensor : file.tensors()) plan.weights += static_cast<int64_t>(tensor.n_bytes);
+  for (const GgufTensor& tensor : file.tensors())
+    if (tensor.name != kLazyTable) plan.weights += static_cast<int64_t>(tensor.n_bytes);
   plan.kv = KvCache::plan_bytes(config, n_ctx, kv_type, n_ubatch);
   plan.scratch = Gemma4::scratch_bytes(config, n_ubatch, kLogitRows);
   plan.total = plan.weights + plan.kv + plan.scratch;

@@ -9,7 +9,7 @@
 namespace gemmule {
 
 struct MemoryPlan {
-  int64_t weights = 0;  // mapped from the file, shared between processes
+  int64_t weights = 0;  // mapped from the file, shared between processes; without tables read by the row
   int64_t kv = 0;       // keys and values of one session at n_ctx positions
   int64_t scratch = 0;  // activations of one step
   int64_t total = 0;

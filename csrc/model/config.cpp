@@ -68,7 +68,7 @@ class Reader {
 
 constexpr double kMinRopeBase = 1, kMaxRopeBase = 1e9;
 
-void read_common(Config& c, const GgufFile& file, const Reader& read) {
+void read_common(Config& c, const Reader& read) {
   c.n_layers = read.integer("block_count", 1, kMaxLayers);
   c.d_model = read.integer("embedding_length", 8, kMaxWidth);
   c.n_ctx_train = read.integer("context_length", 1, kMaxContext);
@@ -76,17 +76,7 @@ void read_common(Config& c, const GgufFile& file, const Reader& read) {
   c.window = read.integer("attention.sliding_window", 1, kMaxContext);
   c.final_softcap = static_cast<float>(read.number_or("final_logit_softcapping", 0, 0, 1e6));
   c.embed_scale = std::sqrt(static_cast<float>(c.d_model));
-  const std::vector<int64_t> d_ff = read.per_layer("feed_forward_length", c.n_layers, 8, kMaxWidth);
-  for (const int64_t width : d_ff)
-    if (width != d_ff[0])
-      throw UnsupportedError(cat(file.path(), ": ", read.key("feed_forward_length"),
-                                 " differs between layers, which this version cannot run"));
-  c.d_ff = d_ff[0];
-  read.refuse_if_set("expert_count", "a mixture of experts");
-  read.refuse_if_set("attention.shared_kv_layers", "layers that share keys and values");
-  read.refuse_if_set("embedding_length_per_layer_input", "per-layer embeddings");
   read.refuse_if_set("attn_logit_softcapping", "a softcap on attention scores");
-  c.layers.resize(static_cast<size_t>(c.n_layers));
 }
 
 void check_heads(const Config& c, const GgufFile& file, const Reader& read) {
@@ -110,9 +100,13 @@ void read_gemma3(Config& c, const GgufFile& file, const Reader& read) {
   if (read.integer_or("attention.value_length", head_dim, 8, kMaxHeadDim) != head_dim)
     throw UnsupportedError(cat(file.path(), ": ", read.key("attention.value_length"),
                                " differs from key_length ", head_dim, ", which this version cannot run"));
+  const auto d_ff = read.per_layer("feed_forward_length", c.n_layers, 8, kMaxWidth);
+  read.refuse_if_set("expert_count", "a mixture of experts in a Gemma 3 model");
+  read.refuse_if_set("attention.shared_kv_layers", "layers that share keys and values in a Gemma 3 model");
+  read.refuse_if_set("embedding_length_per_layer_input", "per-layer embeddings in a Gemma 3 model");
   constexpr size_t kPattern = 6;
-  for (size_t i = 0; i < c.layers.size(); ++i)
-    c.layers[i] = {(i + 1) % kPattern != 0, n_heads[i], n_kv_heads[i], head_dim};
+  for (size_t i = 0; i < d_ff.size(); ++i)
+    c.layers.push_back({(i + 1) % kPattern != 0, n_heads[i], n_kv_heads[i], head_dim, d_ff[i]});
   // 27B divides by d_model / n_heads instead of head_dim; it is the one with 62 layers.
   constexpr int64_t kLayers27B = 62;
   const double query_scale = c.n_layers == kLayers27B
@@ -128,8 +122,41 @@ void read_gemma3(Config& c, const GgufFile& file, const Reader& read) {
                    1 / read.number_or("rope.scaling.factor", 1, 1, 1e4)};
 }
 
-// Gemma 4 text as in 12B and 31B: the pattern, the head sizes and the key/value heads differ between layer
-// kinds.
+// The last `shared_kv_layers` layers have no keys and values of their own: each reads the cache of the last
+// layer of its kind that has. Source: the Gemma 4 E2B and E4B configurations.
+void read_shared_kv(Config& c, const GgufFile& file, const Reader& read) {
+  const char* const key = "attention.shared_kv_layers";
+  const int64_t n_own = c.n_layers - read.integer_or(key, 0, 0, c.n_layers - 1);
+  for (int64_t i = n_own; i < c.n_layers; ++i) {
+    LayerConfig& layer = c.layers[static_cast<size_t>(i)];
+    int64_t from = n_own - 1;
+    while (from >= 0 && c.layers[static_cast<size_t>(from)].is_sliding != layer.is_sliding) --from;
+    if (from < 0)
+      throw FormatError(cat(file.path(), ": ", read.key(key), " leaves layer ", i, " without an earlier ",
+                            layer.is_sliding ? "sliding" : "global", " layer to share keys and values with"));
+    if (c.layers[static_cast<size_t>(from)].n_kv_heads != layer.n_kv_heads)
+      throw FormatError(cat(file.path(), ": ", read.key("attention.head_count_kv"), " is ", layer.n_kv_heads,
+                            " for layer ", i, " and ", c.layers[static_cast<size_t>(from)].n_kv_heads,
+                            " for layer ", from, ", whose keys and values it shares"));
+    layer.kv_from = from;
+  }
+}
+
+// The second embedding of E2B and E4B, and the experts of 26B-A4B.
+void read_extras(Config& c, const GgufFile& file, const Reader& read) {
+  const char* const ple_key = "embedding_length_per_layer_input";
+  c.d_ple = read.integer_or(ple_key, 0, 0, kMaxWidth);
+  if (c.d_ple * c.n_layers > kMaxWidth)
+    throw FormatError(cat(file.path(), ": ", read.key(ple_key), " is ", c.d_ple, " for each of ", c.n_layers,
+                          " layers, more than ", kMaxWidth, " together"));
+  c.n_experts = read.integer_or("expert_count", 0, 0, kMaxExperts);
+  if (c.n_experts == 0) return;
+  c.n_experts_used = read.integer("expert_used_count", 1, c.n_experts);
+  const auto d_ff = read.per_layer("expert_feed_forward_length", c.n_layers, 8, kMaxWidth);
+  for (size_t i = 0; i < d_ff.size(); ++i) c.layers[i].d_ff_expert = d_ff[i];
+}
+
+// Gemma 4: the pattern, the head sizes and the key/value heads differ between layer kinds.
 void read_gemma4(Config& c, const GgufFile& file, const Reader& read) {
   const auto n_heads = read.per_layer("attention.head_count", c.n_layers, 1, kMaxHeads);
   const auto n_kv_heads = read.per_layer("attention.head_count_kv", c.n_layers, 1, kMaxHeads);
@@ -140,8 +167,12 @@ void read_gemma4(Config& c, const GgufFile& file, const Reader& read) {
     throw UnsupportedError(cat(file.path(), ": ", read.key("attention.value_length"),
                                " differs from key_length, which this version cannot run"));
   const auto pattern = read.per_layer("attention.sliding_window_pattern", c.n_layers, 0, 1);
-  for (size_t i = 0; i < c.layers.size(); ++i)
-    c.layers[i] = {pattern[i] != 0, n_heads[i], n_kv_heads[i], pattern[i] != 0 ? dim_sliding : dim_global};
+  const auto d_ff = read.per_layer("feed_forward_length", c.n_layers, 8, kMaxWidth);
+  for (size_t i = 0; i < d_ff.size(); ++i)
+    c.layers.push_back(
+        {pattern[i] != 0, n_heads[i], n_kv_heads[i], pattern[i] != 0 ? dim_sliding : dim_global, d_ff[i]});
+  read_shared_kv(c, file, read);
+  read_extras(c, file, read);
   c.attn_scale = 1;
   c.v_norm = true;
   c.has_out_scale = true;
@@ -163,7 +194,7 @@ Config Config::from_gguf(const GgufFile& file) {
     throw UnsupportedError(cat(file.path(), ": general.architecture is \"", printable(c.architecture),
                                "\"; this version runs gemma3 and gemma4 text models"));
   const Reader read(file, c.architecture);
-  read_common(c, file, read);
+  read_common(c, read);
   if (c.architecture == "gemma3")
     read_gemma3(c, file, read);
   else

@@ -14,7 +14,8 @@ namespace gemmule {
 inline constexpr int64_t kMaxLayers = 1024;
 inline constexpr int64_t kMaxHeads = 1024;
 inline constexpr int64_t kMaxHeadDim = 1024;
-inline constexpr int64_t kMaxWidth = 1 << 20;  // d_model, d_ff
+inline constexpr int64_t kMaxWidth = 1 << 20;  // d_model, d_ff, n_layers * d_ple
+inline constexpr int64_t kMaxExperts = 1024;
 inline constexpr int64_t kMaxVocab = 1 << 21;
 inline constexpr int64_t kMaxContext = 1 << 24;
 
@@ -23,6 +24,13 @@ struct LayerConfig {
   int64_t n_heads = 0;
   int64_t n_kv_heads = 0;
   int64_t head_dim = 0;
+  int64_t d_ff = 0;         // width of the dense feed-forward
+  int64_t d_ff_expert = 0;  // width of each expert; 0: none
+  int64_t kv_from = -1;     // the layer whose keys and values it reads; -1: its own
+
+  bool owns_kv() const { return kv_from < 0; }
+  int64_t q_width() const { return n_heads * head_dim; }
+  int64_t kv_width() const { return n_kv_heads * head_dim; }
 };
 
 // Rotary frequencies of one layer kind: pair i of a head turns by pos * freq[i]; pairs past n_rot stay.
@@ -36,7 +44,9 @@ struct Config {
   std::string architecture;  // "gemma3" or "gemma4"
   int64_t n_layers = 0;
   int64_t d_model = 0;
-  int64_t d_ff = 0;
+  int64_t d_ple = 0;           // E2B, E4B: numbers per layer of the second embedding; 0: none
+  int64_t n_experts = 0;       // 26B-A4B; 0: none
+  int64_t n_experts_used = 0;  // experts of one token in one layer
   int64_t n_vocab = 0;
   int64_t n_ctx_train = 0;
   int64_t window = 0;  // positions a sliding layer sees, the query included

@@ -1,9 +1,11 @@
-// The Gemma text decoder (Gemma 3 and Gemma 4): one pass over the rows of a batch. Prefill, decode and the
-// verification of drafts are the same code: a row is a token with a position in a sequence.
+// The Gemma text decoder (Gemma 3 and the whole Gemma 4 family): one pass over the rows of a batch. Prefill,
+// decode and the verification of drafts are the same code: a row is a token with a position in a sequence.
 #pragma once
 
+#include <concepts>
 #include <functional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
@@ -26,9 +28,21 @@ struct Batch {
   std::span<const Sequence> sequences;  // cover the rows in order
 };
 
-// Shown every named intermediate of a pass: name, layer (-1 outside layers), values [n, cols]. For tests and
-// debugging.
-using Tap = std::function<void(const char* name, int64_t layer, Rows values)>;
+// Shown every named intermediate of a pass, for tests, debugging and the importance matrix. Names are listed
+// in docs/MODEL.md; among them is the input of every product. Values are [n, cols], rows in batch order, and
+// valid during the call. What experts work on goes to the second function: called once for each expert that
+// has rows, in ascending order, with just those rows.
+struct Tap {
+  using ValuesFn = std::function<void(const char* name, int64_t layer, Rows values)>;  // layer -1: outside
+  using ExpertFn = std::function<void(const char* name, int64_t layer, int64_t expert, Rows values)>;
+
+  template <std::invocable<const char*, int64_t, Rows> Fn>
+  Tap(Fn on_values, ExpertFn on_experts = {})
+      : values(std::move(on_values)), experts(std::move(on_experts)) {}
+
+  ValuesFn values;
+  ExpertFn experts;
+};
 
 class Gemma4 {
  public:
@@ -55,14 +69,26 @@ class Gemma4 {
     Rows q;               // [n, n_heads * head_dim] of the widest layer; so are the next three
     Rows k, v;            // [n, n_kv_heads * head_dim]
     Rows a;               // [n, n_heads * head_dim]
-    Rows gate, up;        // [n, d_ff]
+    Rows gate, up;        // [n, d_ff] of the widest layer
     Rows y;               // [n, d_model]   final hidden states
     Rows logits;          // [max_logits, n_vocab]
     Rows cos[2], sin[2];  // [n, n_rot] for global (0) and sliding (1) layers
+
+    Rows ple, ple_token;  // [n, n_layers * d_ple]
+    Rows ple_gate;        // [n, d_ple]
+
+    Rows scores;                  // [n, n_experts]
+    Rows u;                       // [n, d_model]   input of router and experts, then the sum of the experts
+    Rows pairs;                   // [n * n_experts_used, d_model]  inputs of the experts, then their outputs
+    Rows expert_gate, expert_up;  // [n * n_experts_used, d_ff_expert] of the widest layer
+    Routes routes;
   };
 
+  void embed_per_layer(const Batch& batch, const Tap* tap);
   void attention(size_t layer, const Batch& batch, const Tap* tap);
   void feed_forward(size_t layer, const Tap* tap);
+  void add_experts(size_t layer, Rows h, const Tap* tap);
+  void per_layer_input(size_t layer, const Tap* tap);
   void place_rows(const Batch& batch);
 
   const Config& cfg_;

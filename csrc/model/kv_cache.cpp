@@ -18,6 +18,7 @@ int64_t ring_of(bool is_sliding, int64_t window, int64_t n_ctx, int64_t max_rows
 
 int64_t layer_bytes(const Config& config, const LayerConfig& layer, int64_t n_ctx, DType dtype,
                     int64_t max_rows) {
+  if (!layer.owns_kv()) return 0;
   const int64_t ring = ring_of(layer.is_sliding, config.window, n_ctx, max_rows);
   return 2 * ring * layer.n_kv_heads * layer.head_dim * dtype_info(dtype).block_bytes;
 }
@@ -38,6 +39,10 @@ KvCache::KvCache(const Config& config, int64_t n_ctx, DType dtype, int64_t max_r
       memory_(plan_bytes(config, n_ctx, dtype, max_rows)) {
   uint8_t* next = memory_.data();
   for (const LayerConfig& layer : config.layers) {
+    if (!layer.owns_kv()) {
+      layers_.push_back(layers_[static_cast<size_t>(layer.kv_from)]);
+      continue;
+    }
     const int64_t half = layer_bytes(config, layer, n_ctx, dtype, max_rows) / 2;
     layers_.push_back({dtype, layer.n_kv_heads, layer.head_dim,
                        ring_of(layer.is_sliding, config.window, n_ctx, max_rows), next, next + half});

@@ -1,6 +1,6 @@
 // Keys and values of one sequence. Sliding layers keep a ring of window + step positions, whatever the
-// context; global layers keep the whole context. Pages are taken from the system as positions are first
-// written.
+// context; global layers keep the whole context; layers that share the cache of an earlier one have no memory
+// of their own. Pages are taken from the system as positions are first written.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,7 @@ class KvCache {
   // n_ctx: positions; max_rows: rows of the largest step. dtype: F16 or F32.
   KvCache(const Config& config, int64_t n_ctx, DType dtype, int64_t max_rows);
 
+  // What layer i reads: its own keys and values, or those it shares.
   const KvView& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
   int64_t n_ctx() const { return n_ctx_; }
   int64_t size_bytes() const { return memory_.size(); }

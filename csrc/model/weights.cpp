@@ -3,6 +3,7 @@
 #include <cmath>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "core/error.h"
 #include "core/utf8.h"
@@ -19,6 +20,13 @@ class Binder {
     if (tensor.shape.size() != 2 || tensor.shape[0] != cols || tensor.shape[1] != rows)
       wrong_shape(tensor, cols, rows);
     return backend_.place(file_.view(tensor));
+  }
+  Experts experts(const std::string& name, int64_t n, int64_t rows, int64_t cols) {
+    const GgufTensor& tensor = need(name);
+    if (tensor.shape != std::vector<int64_t>{cols, rows, n}) wrong_shape(tensor, cols, rows, n);
+    Tensor first = backend_.place(file_.view(tensor));
+    first.rows = rows;
+    return {first, first.size_bytes()};
   }
   Tensor vector(const std::string& name, int64_t n) { return backend_.place(host_vector(name, n)); }
   // A small F32 vector, read on the host; its numbers must be finite: a NaN here would poison every later
@@ -38,6 +46,15 @@ class Binder {
   }
   bool has(const std::string& name) const { return file_.find_tensor(name) != nullptr; }
 
+  // A tensor that may be there and is not read.
+  void ignore(const std::string& name, int64_t rows, int64_t cols) {
+    if (!has(name)) return;
+    const GgufTensor& tensor = need(name);
+    if (file_.view(tensor).rows != rows || tensor.shape[0] != cols) wrong_shape(tensor, cols, rows);
+  }
+  void refuse(const std::string& name, const char* why) const {
+    if (has(name)) throw UnsupportedError(cat(file_.path(), ": tensor ", name, " ", why));
+  }
   void refuse_unused() const {
     for (const GgufTensor& tensor : file_.tensors())
       if (!used_.contains(tensor.name))
@@ -53,17 +70,84 @@ class Binder {
     used_.insert(name);
     return *tensor;
   }
-  [[noreturn]] void wrong_shape(const GgufTensor& tensor, int64_t cols, int64_t rows) const {
+  [[noreturn]] void wrong_shape(const GgufTensor& tensor, int64_t cols, int64_t rows, int64_t n = 1) const {
     std::string found;
     for (const int64_t dim : tensor.shape) found += cat(found.empty() ? "" : ", ", dim);
     throw FormatError(cat(file_.path(), ": tensor ", printable(tensor.name), " has shape [", found,
-                          "], the metadata asks for [", cols, rows == 1 ? "" : cat(", ", rows), "]"));
+                          "], the metadata asks for [", cols, rows == 1 ? "" : cat(", ", rows),
+                          n == 1 ? "" : cat(", ", n), "]"));
   }
 
   const GgufFile& file_;
   Backend& backend_;
   std::set<std::string> used_;
 };
+
+void bind_attention(LayerWeights& l, Binder& bind, const Config& c, const LayerConfig& layer,
+                    const std::string& block) {
+  const int64_t q_width = layer.q_width(), kv_width = layer.kv_width();
+  bind.refuse(block + "attn_qkv.weight",
+              "joins query, key and value, which this version cannot run; convert the model without joining");
+  l.attn_norm = bind.vector(block + "attn_norm.weight", c.d_model);
+  l.wq = bind.matrix(block + "attn_q.weight", q_width, c.d_model);
+  l.q_norm = bind.vector(block + "attn_q_norm.weight", layer.head_dim);
+  l.wo = bind.matrix(block + "attn_output.weight", c.d_model, q_width);
+  l.attn_post_norm = bind.vector(block + "post_attention_norm.weight", c.d_model);
+  if (!layer.owns_kv()) {  // files hold tensors for them all the same, which nobody reads
+    bind.ignore(block + "attn_k.weight", kv_width, c.d_model);
+    bind.ignore(block + "attn_v.weight", kv_width, c.d_model);
+    bind.ignore(block + "attn_k_norm.weight", 1, layer.head_dim);
+    return;
+  }
+  const bool v_is_k = c.v_norm && !layer.is_sliding && !bind.has(block + "attn_v.weight");
+  l.wk = bind.matrix(block + "attn_k.weight", kv_width, c.d_model);
+  if (!v_is_k) l.wv = bind.matrix(block + "attn_v.weight", kv_width, c.d_model);
+  l.k_norm = bind.vector(block + "attn_k_norm.weight", layer.head_dim);
+}
+
+void bind_feed_forward(LayerWeights& l, Binder& bind, const Config& c, const LayerConfig& layer,
+                       const std::string& block) {
+  l.ffn_norm = bind.vector(block + "ffn_norm.weight", c.d_model);
+  l.gate = bind.matrix(block + "ffn_gate.weight", layer.d_ff, c.d_model);
+  l.up = bind.matrix(block + "ffn_up.weight", layer.d_ff, c.d_model);
+  l.down = bind.matrix(block + "ffn_down.weight", c.d_model, layer.d_ff);
+  l.ffn_post_norm = bind.vector(block + "post_ffw_norm.weight", c.d_model);
+}
+
+// Rows [first, first + n_rows) of every matrix.
+Experts rows_of(Experts experts, int64_t first, int64_t n_rows) {
+  experts.first.data += first * experts.first.row_size();
+  experts.first.rows = n_rows;
+  return experts;
+}
+
+// Gate and up matrices of the experts lie in one tensor, an expert's gate before its up, or in two.
+void bind_experts(LayerWeights& l, Binder& bind, const Config& c, const LayerConfig& layer,
+                  const std::string& block) {
+  const int64_t n = c.n_experts, d_ff = layer.d_ff_expert;
+  const std::string both = block + "ffn_gate_up_exps.weight";
+  l.router = bind.matrix(block + "ffn_gate_inp.weight", n, c.d_model);
+  l.router_scale = bind.vector(block + "ffn_gate_inp.scale", c.d_model);
+  if (bind.has(both)) {
+    const Experts gate_up = bind.experts(both, n, 2 * d_ff, c.d_model);
+    l.expert_gate = rows_of(gate_up, 0, d_ff);
+    l.expert_up = rows_of(gate_up, d_ff, d_ff);
+  } else {
+    l.expert_gate = bind.experts(block + "ffn_gate_exps.weight", n, d_ff, c.d_model);
+    l.expert_up = bind.experts(block + "ffn_up_exps.weight", n, d_ff, c.d_model);
+  }
+  l.expert_down = bind.experts(block + "ffn_down_exps.weight", n, c.d_model, d_ff);
+  l.expert_scale = bind.vector(block + "ffn_down_exps.scale", n);
+  l.expert_norm = bind.vector(block + "pre_ffw_norm_2.weight", c.d_model);
+  l.dense_post_norm = bind.vector(block + "post_ffw_norm_1.weight", c.d_model);
+  l.expert_post_norm = bind.vector(block + "post_ffw_norm_2.weight", c.d_model);
+}
+
+void bind_per_layer_embedding(LayerWeights& l, Binder& bind, const Config& c, const std::string& block) {
+  l.ple_gate = bind.matrix(block + "inp_gate.weight", c.d_ple, c.d_model);
+  l.ple_proj = bind.matrix(block + "proj.weight", c.d_model, c.d_ple);
+  l.ple_post_norm = bind.vector(block + "post_norm.weight", c.d_model);
+}
 
 }  // namespace
 
@@ -73,6 +157,11 @@ Weights Weights::bind(const GgufFile& file, const Config& c, Backend& backend) {
   w.embed = bind.matrix("token_embd.weight", c.n_vocab, c.d_model);
   w.output = bind.has("output.weight") ? bind.matrix("output.weight", c.n_vocab, c.d_model) : w.embed;
   w.output_norm = bind.vector("output_norm.weight", c.d_model);
+  if (c.d_ple > 0) {
+    w.ple_embed = bind.matrix("per_layer_token_embd.weight", c.n_vocab, c.n_layers * c.d_ple);
+    w.ple_in = bind.matrix("per_layer_model_proj.weight", c.n_layers * c.d_ple, c.d_model);
+    w.ple_norm = bind.vector("per_layer_proj_norm.weight", c.d_ple);
+  }
   if (c.has_rope_factors) {
     const int64_t n_pairs = c.rope_global.head_dim / 2;
     const Tensor factors = bind.host_vector("rope_freqs.weight", n_pairs);
@@ -81,22 +170,11 @@ Weights Weights::bind(const GgufFile& file, const Config& c, Backend& backend) {
   for (size_t i = 0; i < c.layers.size(); ++i) {
     const LayerConfig& layer = c.layers[i];
     const std::string block = cat("blk.", i, ".");
-    const int64_t q_width = layer.n_heads * layer.head_dim, kv_width = layer.n_kv_heads * layer.head_dim;
     LayerWeights l;
-    l.attn_norm = bind.vector(block + "attn_norm.weight", c.d_model);
-    l.wq = bind.matrix(block + "attn_q.weight", q_width, c.d_model);
-    l.wk = bind.matrix(block + "attn_k.weight", kv_width, c.d_model);
-    const bool v_is_k = c.v_norm && !layer.is_sliding && !bind.has(block + "attn_v.weight");
-    if (!v_is_k) l.wv = bind.matrix(block + "attn_v.weight", kv_width, c.d_model);
-    l.q_norm = bind.vector(block + "attn_q_norm.weight", layer.head_dim);
-    l.k_norm = bind.vector(block + "attn_k_norm.weight", layer.head_dim);
-    l.wo = bind.matrix(block + "attn_output.weight", c.d_model, q_width);
-    l.attn_post_norm = bind.vector(block + "post_attention_norm.weight", c.d_model);
-    l.ffn_norm = bind.vector(block + "ffn_norm.weight", c.d_model);
-    l.gate = bind.matrix(block + "ffn_gate.weight", c.d_ff, c.d_model);
-    l.up = bind.matrix(block + "ffn_up.weight", c.d_ff, c.d_model);
-    l.down = bind.matrix(block + "ffn_down.weight", c.d_model, c.d_ff);
-    l.ffn_post_norm = bind.vector(block + "post_ffw_norm.weight", c.d_model);
+    bind_attention(l, bind, c, layer, block);
+    bind_feed_forward(l, bind, c, layer, block);
+    if (c.n_experts > 0) bind_experts(l, bind, c, layer, block);
+    if (c.d_ple > 0) bind_per_layer_embedding(l, bind, c, block);
     if (c.has_out_scale) l.out_scale = bind.host_vector(block + "layer_output_scale.weight", 1).f32()[0];
     w.layers.push_back(l);
   }

@@ -2,8 +2,9 @@
 
 `hostile_files(seed_file, seed)` yields (name, content). The name says what a reader must do with the file:
 `refuse.header.*` must be refused by the container parser, `refuse.model.*` at the latest when the model is
-loaded or run; `any.*` may be accepted or refused, but must not crash. The seed file is any small GGUF; when
-it does not exist, a tiny gemma3 model (2 layers, width 64, 320 tokens) is written there first.
+loaded or run; `any.*` may be accepted or refused, but must not crash. The seed file is any small GGUF (of
+gemma3 or gemma4, whose numbers get lies of their own); when it does not exist, a tiny gemma3 model (2 layers,
+width 64, 320 tokens) is written there first.
 
     python tests/hostile/make_hostile.py OUTDIR [--seed N]
 """
@@ -463,6 +464,76 @@ def _numbers(model: _Model, arch: str) -> Iterator[tuple[str, bytes]]:
         yield f"refuse.model.architecture-{name.strip()[:8] or 'empty'}-{len(name)}", _image(changed)
 
 
+def _family(model: _Model) -> Iterator[tuple[str, bytes]]:
+    """Lies about the parts that only some members of Gemma 4 have: sharing, per-layer embeddings, experts."""
+    n_layers = int.from_bytes(model.get("gemma4.block_count").payload, "little")  # type: ignore[union-attr]
+    big = (2**31, 2**32 - 1)
+    ints: dict[str, tuple[int, ...]] = {
+        "attention.shared_kv_layers": (n_layers - 2, n_layers - 1, n_layers, n_layers + 1, *big),
+        "embedding_length_per_layer_input": (0, 7, 9, 16, 2**20, *big),
+        "expert_count": (0, 6, 8, 1024, 1025, *big),
+        "expert_used_count": (0, 8, 1025, *big),
+        "expert_feed_forward_length": (0, 1, 11, 13, 24, 2**20, *big),
+        "block_count": (n_layers - 1, n_layers + 1),
+        "attention.key_length_swa": (0, 7, 16, *big),
+    }
+    for key, values in ints.items():
+        name = f"gemma4.{key}"
+        if model.get(name) is None:
+            continue
+        for value in values:
+            if model.with_key(name, U32, struct.pack("<I", value)) == model:
+                continue  # no lie
+            yield (
+                f"refuse.model.number-{key}-{value}",
+                _image(model.with_key(name, U32, struct.pack("<I", value))),
+            )
+        yield f"refuse.model.number-{key}-minus-one", _image(model.with_key(name, I32, struct.pack("<i", -1)))
+        huge = struct.pack("<Q", 2**64 - 1)
+        yield f"refuse.model.number-{key}-2^64-1", _image(model.with_key(name, U64, huge))
+        if key != "block_count":
+            for n in (0, 1, n_layers - 1, n_layers + 1):
+                items = [struct.pack("<I", 12)] * n
+                changed = model.with_key(name, ARRAY, _array(U32, items))
+                yield f"refuse.model.array-{key}-{n}", _image(changed)
+    for key in ("feed_forward_length", "attention.head_count_kv", "attention.sliding_window_pattern"):
+        name = f"gemma4.{key}"
+        old = model.get(name)
+        if old is None or old.type != ARRAY:
+            continue
+        element, items = _split_array(old.payload)
+        flipped = bytes([items[0][0] ^ 1]) + items[0][1:]
+        edits = {
+            "empty": [],
+            "one-less": items[:-1],
+            "one-more": [*items, items[-1]],
+            "first-changed": [flipped, *items[1:]],
+            "last-changed": [*items[:-1], bytes([items[-1][0] ^ 1]) + items[-1][1:]],
+        }
+        if element != BOOL:
+            edits["zero"] = [*items[:-1], bytes(len(items[-1]))]
+            edits["minus-one"] = [*items[:-1], b"\xff" * len(items[-1])]
+        for what, edited in edits.items():
+            changed = model.with_key(name, ARRAY, _array(element, edited))
+            yield f"refuse.model.array-{key}-{what}", _image(changed)
+
+
+def _may_stay_unread(model: _Model, name: str) -> bool:
+    """Whether a short prompt may leave the values, or even the whole tensor, unread."""
+    if "per_layer_token_embd" in name or "_exps.weight" in name:
+        return True
+    return _is_shared_kv(model, name)
+
+
+def _is_shared_kv(model: _Model, name: str) -> bool:
+    shared, blocks = model.get("gemma4.attention.shared_kv_layers"), model.get("gemma4.block_count")
+    kinds = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")
+    if shared is None or blocks is None or not name.startswith("blk.") or not name.endswith(kinds):
+        return False
+    first = int.from_bytes(blocks.payload, "little") - int.from_bytes(shared.payload, "little")
+    return int(name.split(".")[1]) >= first
+
+
 def _required(arch: str) -> tuple[str, ...]:
     return (
         "general.architecture",
@@ -624,7 +695,8 @@ def _tensors(model: _Model) -> Iterator[tuple[str, bytes]]:
             data = (t.data * (n // len(t.data) + 1))[:n]
             yield f"refuse.model.shape-{name}-{what}", _image(model.with_tensor(i, shape=shape, data=data))
         rest = model.tensors[:i] + model.tensors[i + 1 :]
-        yield f"refuse.model.missing-tensor-{name}", _image(replace(model, tensors=rest))
+        refuse = "any" if _is_shared_kv(model, name) else "refuse.model"
+        yield f"{refuse}.missing-tensor-{name}", _image(replace(model, tensors=rest))
         yield f"refuse.model.renamed-tensor-{name}", _image(model.with_tensor(i, name=t.name + b"x"))
         yield f"refuse.header.duplicate-tensor-{name}", _image(replace(model, tensors=(*model.tensors, t)))
         other = model.tensors[(i + 1) % len(model.tensors)]
@@ -637,21 +709,22 @@ def _tensors(model: _Model) -> Iterator[tuple[str, bytes]]:
         if len(t.shape) > 1:
             zero = model.with_tensor(i, data=bytes(len(t.data)))
             yield f"any.all-zero-{name}", _image(zero)
+        refuse = "any" if _may_stay_unread(model, name) else "refuse.model"
         for what, number in _F32_SPECIAL.items():
             last = len(t.data) // block_bytes - 1
             if t.type == 0:
                 bad = t.data[:-4] + struct.pack("<f", number)
-                yield f"refuse.model.value-{name}-{what}", _image(model.with_tensor(i, data=bad))
+                yield f"{refuse}.value-{name}-{what}", _image(model.with_tensor(i, data=bad))
             elif t.type == 1:
                 bad = _F16_SPECIAL[what] + t.data[2:]
-                yield f"refuse.model.value-{name}-{what}", _image(model.with_tensor(i, data=bad))
+                yield f"{refuse}.value-{name}-{what}", _image(model.with_tensor(i, data=bad))
             elif t.type == 30:
                 bad = struct.pack("<f", number)[2:] + t.data[2:]
-                yield f"refuse.model.value-{name}-{what}", _image(model.with_tensor(i, data=bad))
+                yield f"{refuse}.value-{name}-{what}", _image(model.with_tensor(i, data=bad))
             for position in scales:
                 at = last // 2 * block_bytes + position
                 bad = t.data[:at] + _F16_SPECIAL[what] + t.data[at + 2 :]
-                yield f"refuse.model.scale-{name}-{position}-{what}", _image(model.with_tensor(i, data=bad))
+                yield f"{refuse}.scale-{name}-{position}-{what}", _image(model.with_tensor(i, data=bad))
     yield "refuse.model.no-tensors", _image(replace(model, tensors=()))
     extra = _Tensor(b"blk.99.surprise.weight", (8,), 0, bytes(32))
     yield "any.extra-tensor", _image(replace(model, tensors=(*model.tensors, extra)))
@@ -692,7 +765,7 @@ def hostile_files(seed_file: Path, seed: int) -> Iterator[tuple[str, bytes]]:
         _other_files(rng, valid),
         _cuts(valid, fields, start, model),
         _lies(valid, fields),
-        _numbers(model, arch),
+        _family(model) if arch == "gemma4" else _numbers(model, arch),
         _keys(model, arch),
         _vocabulary(model),
         _tensors(model),

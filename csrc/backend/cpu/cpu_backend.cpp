@@ -15,15 +15,15 @@
 namespace gemmule {
 namespace {
 
-// Below this many rows the rows of a norm are done by the caller: waking a worker costs more.
-constexpr int64_t kSerialRows = 4;
 // A job of a one-row product reads about this many bytes: long enough to stream, short enough that a
 // preempted worker holds little.
 constexpr int64_t kJobBytes = 128 * 1024;
 constexpr int64_t kJobRowsPrefill = 64;  // rows of a job when many tokens share them
 constexpr int64_t kRowsMultiple = 8;     // the kernels work on groups of 8 rows
 
-ActKind act_kind(DType dtype) {
+}  // namespace
+
+ActKind CpuBackend::act_kind(DType dtype) {
   switch (dtype) {
     case DType::F32:
     case DType::F16:
@@ -34,14 +34,12 @@ ActKind act_kind(DType dtype) {
   }
 }
 
-int64_t job_rows(const Tensor& w, int64_t n_tokens, int n_threads) {
+int64_t CpuBackend::job_rows(const Tensor& w, int64_t n_tokens) const {
   int64_t rows = n_tokens < 4 ? kJobBytes / w.row_size() : kJobRowsPrefill;
-  rows =
-      std::min(rows, w.rows / (4 * n_threads));  // at least four jobs a thread, where the matrix has the rows
+  rows = std::min(rows,
+                  w.rows / (4 * n_threads()));  // at least four jobs a thread, where the matrix has the rows
   return std::max(kRowsMultiple, rows / kRowsMultiple * kRowsMultiple);
 }
-
-}  // namespace
 
 std::unique_ptr<Backend> open_cpu(const std::string& isa, int n_threads) {
   if (n_threads < 0 || n_threads > kMaxThreads)
@@ -74,22 +72,13 @@ void CpuBackend::reserve(int64_t max_rows, int64_t max_cols, int64_t max_head_di
   sums256_ = Arena(n / 16 * static_cast<int64_t>(sizeof(int16_t)));
 }
 
-// fn(row) for every row, on the pool when there are enough of them.
-template <class Fn>
-void CpuBackend::each_row(int64_t n_rows, Fn&& fn) {
-  if (n_rows < kSerialRows) {
-    for (int64_t row = 0; row < n_rows; ++row) fn(row);
-    return;
-  }
-  constexpr int64_t kRowsPerJob = 4;
-  pool_.run((n_rows + kRowsPerJob - 1) / kRowsPerJob, [&](int64_t job, int) {
-    const int64_t end = std::min(n_rows, (job + 1) * kRowsPerJob);
-    for (int64_t row = job * kRowsPerJob; row < end; ++row) fn(row);
-  });
-}
-
 void CpuBackend::copy(Rows y, Rows x) {
   std::memcpy(y.data, x.data, static_cast<size_t>(x.n * x.cols) * sizeof(float));
+}
+
+void CpuBackend::add(Rows x, Rows y) {
+  each_row(x.n,
+           [&](int64_t i) { kernels_.add_scaled(x.data + i * x.cols, y.data + i * y.cols, 1.0f, x.cols); });
 }
 
 void CpuBackend::embed(Rows y, const Tensor& table, std::span<const int32_t> tokens, float scale) {
@@ -118,8 +107,12 @@ const ActRows& CpuBackend::Inputs::of(DType dtype) const {
   return kind == ActKind::F32 ? f32 : kind == ActKind::Q8_32 ? q8_32 : q8_256;
 }
 
-CpuBackend::Inputs CpuBackend::prepare(Rows x, bool need_q8_32, bool need_q8_256) {
+CpuBackend::Inputs CpuBackend::prepare(Rows x, std::span<const DType> weights) {
   const int64_t k = x.cols;
+  const auto needs = [&](ActKind kind) {
+    return std::any_of(weights.begin(), weights.end(), [&](DType w) { return act_kind(w) == kind; });
+  };
+  const bool need_q8_32 = needs(ActKind::Q8_32), need_q8_256 = needs(ActKind::Q8_256);
   Inputs in{};
   in.f32 = {x.n, k, x.data, nullptr, nullptr, nullptr};
   in.q8_32 = {x.n, k, nullptr, q32_.as<int8_t>(), d32_.as<float>(), sums32_.as<int16_t>()};
@@ -148,17 +141,16 @@ void CpuBackend::multiply(const Product& product, const Inputs& in, int64_t row_
 void CpuBackend::matmul(std::span<const Product> products, Rows x) {
   constexpr size_t kMaxProducts = 4;
   std::array<int64_t, kMaxProducts> first_job{}, rows{};
-  bool need_q8_32 = false, need_q8_256 = false;
+  std::array<DType, kMaxProducts> types{};
   int64_t n_jobs = 0;
   for (size_t i = 0; i < products.size(); ++i) {
     const Tensor& w = products[i].w;
-    need_q8_32 |= act_kind(w.dtype) == ActKind::Q8_32;
-    need_q8_256 |= act_kind(w.dtype) == ActKind::Q8_256;
+    types[i] = w.dtype;
     first_job[i] = n_jobs;
-    rows[i] = job_rows(w, x.n, n_threads());
+    rows[i] = job_rows(w, x.n);
     n_jobs += (w.rows + rows[i] - 1) / rows[i];
   }
-  const Inputs in = prepare(x, need_q8_32, need_q8_256);
+  const Inputs in = prepare(x, std::span<const DType>(types).first(products.size()));
   pool_.run(n_jobs, [&](int64_t job, int thread) {
     size_t i = products.size() - 1;
     while (job < first_job[i]) --i;
@@ -168,18 +160,26 @@ void CpuBackend::matmul(std::span<const Product> products, Rows x) {
 }
 
 void CpuBackend::gated_gelu(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, Rows x) {
-  const ActKind gate_kind = act_kind(gate.dtype), up_kind = act_kind(up.dtype);
-  const Inputs in = prepare(x, gate_kind == ActKind::Q8_32 || up_kind == ActKind::Q8_32,
-                            gate_kind == ActKind::Q8_256 || up_kind == ActKind::Q8_256);
-  const int64_t rows = job_rows(gate, x.n, n_threads());
+  const Inputs in = prepare(x, {gate.dtype, up.dtype});
+  const int64_t rows = job_rows(gate, x.n);
   pool_.run((gate.rows + rows - 1) / rows, [&](int64_t job, int thread) {
-    const int64_t begin = job * rows, end = std::min(begin + rows, gate.rows);
-    multiply({y, gate}, in, begin, end, thread);
-    multiply({tmp, up}, in, begin, end, thread);
-    for (int64_t t = 0; t < x.n; ++t) {
-      float* out = y.data + t * y.cols + begin;
-      kernels_.gelu_mul(out, out, tmp.data + t * tmp.cols + begin, end - begin);
-    }
+    multiply_gated(y, tmp, gate, up, in, job * rows, std::min((job + 1) * rows, gate.rows), thread);
+  });
+}
+
+void CpuBackend::multiply_gated(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, const Inputs& in,
+                                int64_t row_begin, int64_t row_end, int thread) {
+  multiply({y, gate}, in, row_begin, row_end, thread);
+  multiply({tmp, up}, in, row_begin, row_end, thread);
+  for (int64_t t = 0; t < y.n; ++t) {
+    float* out = y.data + t * y.cols + row_begin;
+    kernels_.gelu_mul(out, out, tmp.data + t * tmp.cols + row_begin, row_end - row_begin);
+  }
+}
+
+void CpuBackend::gelu_mul(Rows y, Rows gate, Rows up, int64_t up_col) {
+  each_row(y.n, [&](int64_t i) {
+    kernels_.gelu_mul(y.data + i * y.cols, gate.data + i * gate.cols, up.data + i * up.cols + up_col, y.cols);
   });
 }
 

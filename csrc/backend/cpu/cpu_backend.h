@@ -1,7 +1,10 @@
 // The CPU backend: a kernel table, a thread pool and the scratch they need.
 #pragma once
 
+#include <algorithm>
+#include <initializer_list>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "backend/backend.h"
@@ -20,20 +23,29 @@ class CpuBackend final : public Backend {
 
   Tensor place(const Tensor& file_view) override { return file_view; }
   Rows alloc(int64_t n_rows, int64_t cols) override;
+  Routes alloc_routes(int64_t n_rows, int64_t n_experts, int64_t n_used) override;
   void reserve(int64_t max_rows, int64_t max_cols, int64_t max_head_dim) override;
 
   void copy(Rows y, Rows x) override;
+  void add(Rows x, Rows y) override;
   void embed(Rows y, const Tensor& table, std::span<const int32_t> tokens, float scale) override;
   void rms_norm(Rows y, Rows x, const Tensor& w, float eps) override;
   void add_rms_norm(Rows x, Rows y, const Tensor& w, float eps) override;
   using Backend::matmul;
   void matmul(std::span<const Product> products, Rows x) override;
   void gated_gelu(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, Rows x) override;
+  void gelu_mul(Rows y, Rows gate, Rows up, int64_t up_col) override;
   void head_norm_rope(Rows x, int64_t head_dim, const Tensor& w, float eps, Rows cos, Rows sin,
                       float scale) override;
   void kv_append(std::span<const KvRun> runs, Rows k, Rows v, std::span<const int64_t> pos) override;
   void attend(Rows y, Rows q, std::span<const KvRun> runs, std::span<const int64_t> lo,
               std::span<const int64_t> hi) override;
+  void route(Routes& routes, Rows scores, const Tensor& scale) override;
+  void gather(Rows y, Rows x, const Routes& routes) override;
+  void expert_matmul(Rows y, const Experts& w, Rows x, const Routes& routes) override;
+  void expert_gated_gelu(Rows y, Rows tmp, const Experts& gate, const Experts& up, Rows x,
+                         const Routes& routes) override;
+  void expert_sum(Rows y, Rows x, const Routes& routes) override;
   void scale(Rows x, float s) override;
   void softcap(Rows x, float cap) override;
 
@@ -42,11 +54,22 @@ class CpuBackend final : public Backend {
   struct Inputs {
     ActRows f32, q8_32, q8_256;
     const ActRows& of(DType dtype) const;
+    Inputs rows(int64_t first, int64_t n) const;  // some of them
   };
-  Inputs prepare(Rows x, bool need_q8_32, bool need_q8_256);
+  static ActKind act_kind(DType dtype);
+  int64_t job_rows(const Tensor& w, int64_t n_tokens) const;  // output rows of one job of a product
+  Inputs prepare(Rows x, std::initializer_list<DType> weights) {
+    return prepare(x, std::span(weights.begin(), weights.size()));
+  }
+  Inputs prepare(Rows x, std::span<const DType> weights);
   void multiply(const Product& product, const Inputs& in, int64_t row_begin, int64_t row_end, int thread);
+  // Rows [row_begin, row_end) of y = gelu(gate x) * (up x)
+  void multiply_gated(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, const Inputs& in,
+                      int64_t row_begin, int64_t row_end, int thread);
   template <class Fn>
   void each_row(int64_t n_rows, Fn&& fn);
+  template <class Fn>
+  void each_expert_job(const Experts& w, const Routes& routes, Fn&& fn);
   void* scratch(int thread) { return scratch_.data() + static_cast<int64_t>(thread) * scratch_bytes_; }
 
   const KernelTable& kernels_;
@@ -58,5 +81,20 @@ class CpuBackend final : public Backend {
   int64_t max_rows_ = 0, max_cols_ = 0;
   Arena q32_, d32_, sums32_, q256_, d256_, sums256_;  // quantized input rows, see ActRows
 };
+
+// fn(row) for every row, on the pool when there are enough of them.
+template <class Fn>
+void CpuBackend::each_row(int64_t n_rows, Fn&& fn) {
+  constexpr int64_t kSerialRows = 4;  // fewer are done by the caller: waking a worker costs more
+  if (n_rows < kSerialRows) {
+    for (int64_t row = 0; row < n_rows; ++row) fn(row);
+    return;
+  }
+  constexpr int64_t kRowsPerJob = 4;
+  pool_.run((n_rows + kRowsPerJob - 1) / kRowsPerJob, [&](int64_t job, int) {
+    const int64_t end = std::min(n_rows, (job + 1) * kRowsPerJob);
+    for (int64_t row = job * kRowsPerJob; row < end; ++row) fn(row);
+  });
+}
 
 }  // namespace gemmule

@@ -77,8 +77,15 @@ struct KernelTable {
   // y[i] = gelu_tanh(gate[i]) * up[i]. y may be gate or up.
   void (*gelu_mul)(float* y, const float* gate, const float* up, int64_t n) noexcept;
   void (*scale)(float* x, float s, int64_t n) noexcept;
-  void (*softcap)(float* x, float cap, int64_t n) noexcept;  // x = cap * tanh(x / cap)
+  void (*add_scaled)(float* x, const float* y, float s, int64_t n) noexcept;  // x = fma(y, s, x)
+  void (*softcap)(float* x, float cap, int64_t n) noexcept;                   // x = cap * tanh(x / cap)
   void (*f32_to_f16)(const float* x, uint16_t* y, int64_t n) noexcept;
+
+  // The n_used largest of n scores, best first and the lower number first among equals, with
+  // weight[r] = exp(score_r) / sum of exp over the n_used * scale[expert[r]]. If any score is not finite, the
+  // weights are NaN and the experts 0, 1, ...
+  void (*route)(const float* scores, int64_t n, const float* scale, int64_t n_used, int32_t* expert,
+                float* weight) noexcept;
 
   void (*attend)(const AttendArgs& args) noexcept;
   size_t (*attend_scratch_bytes)(int64_t head_dim,

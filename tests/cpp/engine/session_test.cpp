@@ -1,4 +1,4 @@
-// The promises of a session on small random models of both families: the same bits whatever the threads, the
+// The promises of a session on small random models of the family: the same bits whatever the threads, the
 // size of the steps, the level or the company; rewinds, cancellation and errors leave it as it was.
 #include "engine/session.h"
 
@@ -14,7 +14,8 @@ using namespace gemmule;
 
 namespace {
 
-const char* const kModels[] = {"tiny-gemma3-f32.gguf", "tiny-gemma4-f32.gguf"};
+const char* const kModels[] = {"tiny-gemma3-f32.gguf", "tiny-gemma4-f32.gguf", "tiny-gemma4-e2b-f16.gguf",
+                               "tiny-gemma4-26b-f16.gguf"};
 
 std::shared_ptr<LoadedModel> load(const char* name, LoadOptions options = {}) {
   return std::make_shared<LoadedModel>(GgufFile::open(std::string(GEMMULE_GOLDEN_DIR) + "/" + name), options);

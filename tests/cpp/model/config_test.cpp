@@ -19,7 +19,8 @@ namespace {
 struct Gemma4Header {
   uint32_t block_count = 6, n_heads = 16, window = 1024, key_length = 512, key_length_swa = 256,
            context = 262144;
-  uint32_t expert_count = 0, shared_layers = 0, per_layer_input = 0;
+  uint32_t expert_count = 0, experts_used = 0, expert_width = 0, shared_layers = 0, per_layer_input = 0;
+  std::vector<int32_t> d_ff = {96};  // one: a plain number
   float eps = 1e-6f, attn_softcap = 0;
   std::vector<int32_t> kv_heads = {8, 8, 8, 8, 8, 1};
   std::vector<uint8_t> pattern = {1, 1, 1, 1, 1, 0};
@@ -27,7 +28,8 @@ struct Gemma4Header {
   std::string architecture = "gemma4";
 
   Config read() const {
-    std::string kv, flags, ids;
+    std::string kv, flags, ids, widths;
+    for (const int32_t n : d_ff) widths += le(n);
     for (const int32_t n : kv_heads) kv += le(n);
     for (const uint8_t flag : pattern) flags += le(flag);
     for (const int32_t id : suppress) ids += le(id);
@@ -36,7 +38,6 @@ struct Gemma4Header {
     file.string("general.architecture", architecture)
         .scalar(key("block_count"), ValueType::U32, block_count)
         .scalar(key("embedding_length"), ValueType::U32, 64u)
-        .scalar(key("feed_forward_length"), ValueType::U32, 96u)
         .scalar(key("context_length"), ValueType::U32, context)
         .scalar(key("attention.head_count"), ValueType::U32, n_heads)
         .add(key("attention.head_count_kv"), ValueType::Array,
@@ -53,7 +54,13 @@ struct Gemma4Header {
         .scalar(key("final_logit_softcapping"), ValueType::F32, 30.0f)
         .scalar(key("embedding_length_per_layer_input"), ValueType::U32, per_layer_input)
         .scalar(key("attn_logit_softcapping"), ValueType::F32, attn_softcap)
-        .scalar(key("expert_count"), ValueType::U32, expert_count);
+        .scalar(key("expert_count"), ValueType::U32, expert_count)
+        .scalar(key("expert_used_count"), ValueType::U32, experts_used)
+        .scalar(key("expert_feed_forward_length"), ValueType::U32, expert_width);
+    if (d_ff.size() == 1)
+      file.scalar(key("feed_forward_length"), ValueType::I32, d_ff[0]);
+    else
+      file.add(key("feed_forward_length"), ValueType::Array, gguf_array(ValueType::I32, d_ff.size(), widths));
     if (!suppress.empty())
       file.add("tokenizer.ggml.suppress_tokens", ValueType::Array,
                gguf_array(ValueType::I32, suppress.size(), ids));
@@ -110,12 +117,51 @@ TEST_CASE("absurd hyper-parameters are refused by key") {
   refused<FormatError>({.kv_heads = {8, 8, 8, 8, 8, -1}}, "attention.head_count_kv");
   refused<FormatError>({.pattern = {1, 0}}, "sliding_window_pattern");
   refused<FormatError>({.suppress = {10}}, "suppress_tokens");
+  refused<FormatError>({.d_ff = {96, 96}}, "feed_forward_length");
+  refused<FormatError>({.d_ff = {96, 96, 96, 96, 96, 0}}, "feed_forward_length");
+}
+
+TEST_CASE("layers that share read the last earlier layer of their kind") {
+  const Config c = Gemma4Header{
+      .shared_layers = 3,
+      .d_ff = {96, 96, 96, 192, 192, 192},
+      .kv_heads = {2, 2, 1, 2, 2, 1},
+      .pattern = {1, 1, 0, 1, 1,
+                  0}}.read();
+  const int64_t from[] = {-1, -1, -1, 1, 1, 2};
+  for (size_t i = 0; i < 6; ++i) {
+    CHECK(c.layers[i].kv_from == from[i]);
+    CHECK(c.layers[i].owns_kv() == (i < 3));
+    CHECK(c.layers[i].d_ff == (i < 3 ? 96 : 192));
+  }
+  refused<FormatError>({.shared_layers = 6}, "attention.shared_kv_layers");
+  refused<FormatError>({.shared_layers = 1u << 31}, "attention.shared_kv_layers");
+  refused<FormatError>({.shared_layers = 1}, "attention.shared_kv_layers");  // no other global layer
+  refused<FormatError>({.shared_layers = 1, .kv_heads = {8, 8, 2, 8, 8, 1}, .pattern = {1, 1, 0, 1, 1, 0}},
+                       "attention.head_count_kv");
+}
+
+TEST_CASE("per-layer embeddings and experts are read with their limits") {
+  const Config plain = Gemma4Header{}.read();
+  CHECK(plain.d_ple == 0);
+  CHECK(plain.n_experts == 0);
+  CHECK(Gemma4Header{.per_layer_input = 256}.read().d_ple == 256);
+  refused<FormatError>({.per_layer_input = (1u << 20) / 6 + 1}, "embedding_length_per_layer_input");
+  refused<FormatError>({.per_layer_input = 1u << 31}, "embedding_length_per_layer_input");
+
+  const Config c = Gemma4Header{.expert_count = 128, .experts_used = 8, .expert_width = 704}.read();
+  CHECK(c.n_experts == 128);
+  CHECK(c.n_experts_used == 8);
+  CHECK(c.layers[5].d_ff_expert == 704);
+  CHECK(c.layers[5].d_ff == 96);
+  refused<FormatError>({.expert_count = 1025, .experts_used = 8, .expert_width = 704}, "expert_count");
+  refused<FormatError>({.expert_count = 128, .experts_used = 129, .expert_width = 704}, "expert_used_count");
+  refused<FormatError>({.expert_count = 128, .experts_used = 0, .expert_width = 704}, "expert_used_count");
+  refused<FormatError>({.expert_count = 128, .experts_used = 8, .expert_width = 0},
+                       "expert_feed_forward_length");
 }
 
 TEST_CASE("variants that cannot run yet are refused by name") {
-  refused<UnsupportedError>({.expert_count = 128}, "expert_count");
-  refused<UnsupportedError>({.shared_layers = 20}, "shared_kv_layers");
-  refused<UnsupportedError>({.per_layer_input = 256}, "embedding_length_per_layer_input");
   refused<UnsupportedError>({.attn_softcap = 50.0f}, "attn_logit_softcapping");
   refused<UnsupportedError>({.architecture = "llama"}, "general.architecture");
 }

@@ -44,6 +44,22 @@ TEST_CASE("keys and values of layers do not overlap") {
   CHECK(kv.size_bytes() == 2 * (a_half + b_half));
 }
 
+TEST_CASE("layers that share have no memory of their own and read that of their source") {
+  Config c = two_layers(512);
+  const int64_t alone = KvCache::plan_bytes(c, 4096, DType::F16, 256);
+  c.layers.push_back({true, 4, 2, 32});
+  c.layers.push_back({false, 4, 1, 64});
+  c.layers[2].kv_from = 0;
+  c.layers[3].kv_from = 1;
+  const KvCache kv(c, 4096, DType::F16, 256);
+  CHECK(kv.size_bytes() == alone);
+  for (const int64_t i : {0, 1}) {
+    CHECK(kv.layer(i + 2).k == kv.layer(i).k);
+    CHECK(kv.layer(i + 2).v == kv.layer(i).v);
+    CHECK(kv.layer(i + 2).ring == kv.layer(i).ring);
+  }
+}
+
 TEST_CASE("a rewind is possible while the last window before it is still in the ring") {
   const KvCache kv(two_layers(64), 4096, DType::F16, 16);  // ring of 256
   CHECK(kv.can_rewind(10, 256));

@@ -1,5 +1,5 @@
-// Element-wise functions: GELU (tanh form) times a gate's partner, scaling, softcap and the f16 store of a
-// row.
+// Element-wise functions: GELU (tanh form) times a gate's partner, scaling, scaled addition, softcap and the
+// f16 store of a row.
 //   gelu(x) = h + h * tanh(sqrt(2/pi) * (x + 0.044715 x^3)), h = x / 2, in the order written in gelu8.
 #pragma once
 
@@ -26,6 +26,13 @@ inline void scale(float* x, float s, int64_t n) noexcept {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) store8(x + i, mul(load8(x + i), factor));
   if (i < n) store_tail(x + i, mul(load_tail(x + i, n - i), factor), n - i);
+}
+
+inline void add_scaled(float* x, const float* y, float s, int64_t n) noexcept {
+  const F8 factor = set1(s);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) store8(x + i, fma(load8(y + i), factor, load8(x + i)));
+  if (i < n) store_tail(x + i, fma(load_tail(y + i, n - i), factor, load_tail(x + i, n - i)), n - i);
 }
 
 // 0 * x keeps NaN and makes it of infinities, which tanh alone would hide.

@@ -5,6 +5,7 @@
 #include "backend/cpu/kernels/attention.inl"
 #include "backend/cpu/kernels/matmul_float.inl"
 #include "backend/cpu/kernels/norm_rope.inl"
+#include "backend/cpu/kernels/route.inl"
 
 namespace gemmule {
 namespace {
@@ -34,8 +35,10 @@ constexpr KernelTable make_table(const char* name, const char* description) {
   t.rope = rope;
   t.gelu_mul = gelu_mul;
   t.scale = scale;
+  t.add_scaled = add_scaled;
   t.softcap = softcap;
   t.f32_to_f16 = f32_to_f16_row;
+  t.route = route;
   t.attend = attend;
   t.attend_scratch_bytes = attend_scratch_bytes;
   return t;
