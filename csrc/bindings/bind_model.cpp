@@ -14,6 +14,7 @@
 #include "bindings/module.h"
 #include "core/error.h"
 #include "core/owned_mutex.h"
+#include "engine/imatrix.h"
 #include "engine/memory_plan.h"
 #include "engine/session.h"
 
@@ -180,8 +181,9 @@ py::tuple append_score(LockedSession& self, const Tokens& tokens, const Tokens& 
 }
 
 bool is_tap(const std::string& name, int64_t n_layers) {
-  if (name == "embed" || name == "output_norm") return true;
-  for (const char* kind : {"attn_heads", "attn_out", "ffn_out", "layer_out"})
+  if (name == "embed" || name == "output_norm" || name == "ple_model_in") return true;
+  for (const char* kind : {"attn_in", "attn_heads", "attn_out", "ffn_in", "ffn_act", "router_in", "ffn_out",
+                           "ple_in", "ple_act", "layer_out"})
     for (int64_t layer = 0; layer < n_layers; ++layer)
       if (name == cat(kind, ".", layer)) return true;
   return false;
@@ -210,6 +212,48 @@ py::dict append_taps(LockedSession& self, const Tokens& tokens, const std::vecto
     Floats rows({static_cast<py::ssize_t>(values.size()) / width, static_cast<py::ssize_t>(width)});
     std::copy(values.begin(), values.end(), rows.mutable_data());
     out[py::str(name)] = rows;
+  }
+  return out;
+}
+
+// A collector and the lock that lets sessions feed it one after the other.
+struct LockedCollector {
+  LockedCollector(std::shared_ptr<LoadedModel> of, bool head)
+      : model(std::move(of)), collector(model->file(), model->config(), head) {}
+  std::shared_ptr<LoadedModel> model;
+  ImportanceCollector collector;
+  std::mutex mutex;
+};
+
+void append_importance(LockedSession& self, const Tokens& tokens, LockedCollector& into,
+                       const StopToken* stop) {
+  const std::vector<int32_t> ids = ids_of(tokens, "tokens");
+  if (&self.session.model() != into.model.get())
+    throw std::invalid_argument("the collector belongs to another model than the session");
+  CallStop call(stop);
+  self.with([&](Session& s) {
+    const std::lock_guard lock(into.mutex);
+    const Tap tap = into.collector.tap();
+    // Consuming the hidden states leaves out the head, which nobody asked for.
+    s.append(ids, call.token(), {}, &tap, [](Gemma4&, int64_t, Rows) {});
+    into.collector.check();
+  });
+}
+
+py::list importance_entries(LockedCollector& self) {
+  std::unique_lock lock(self.mutex, std::defer_lock);
+  {
+    const py::gil_scoped_release nogil;
+    lock.lock();
+  }
+  py::list out;
+  for (const ImportanceCollector::Entry& entry : self.collector.entries()) {
+    const ImportanceCollector::Sums& sums = *entry.sums;
+    py::array_t<double> sum2(
+        {static_cast<py::ssize_t>(sums.n_matrices), static_cast<py::ssize_t>(sums.n_cols)});
+    std::copy(sums.sum2.begin(), sums.sum2.end(), sum2.mutable_data());
+    const py::array_t<int64_t> counts(static_cast<py::ssize_t>(sums.counts.size()), sums.counts.data());
+    out.append(py::make_tuple(entry.tensor, sum2, counts));
   }
   return out;
 }
@@ -362,6 +406,13 @@ void bind_model(py::module_& m) {
           },
           py::kw_only(), py::arg("n_ctx"), py::arg("kv_type") = "f16");
 
+  py::class_<LockedCollector>(m, "ImportanceCollector",
+                              "Sums of squares of the inputs of every matrix, over the appended tokens.")
+      .def(py::init<std::shared_ptr<LoadedModel>, bool>(), py::arg("model"), py::kw_only(),
+           py::arg("head") = false)
+      .def("entries", &importance_entries,
+           "(tensor, float64 [n_matrices, n_cols] sums of squares, int64 [n_matrices] rows) of each matrix.");
+
   session.def_property_readonly("n_ctx", [](const LockedSession& s) { return s.session.n_ctx(); })
       .def_property_readonly("kv_bytes", [](const LockedSession& s) { return s.session.kv_bytes(); })
       .def_property_readonly("n_tokens", [](const LockedSession& s) { return s.n_tokens.load(); })
@@ -379,9 +430,11 @@ void bind_model(py::module_& m) {
            "Run tokens; log-probability of targets[i] after tokens[i] (targets < 0: nan) and the top "
            "alternatives.")
       .def("append_taps", &append_taps, py::arg("tokens").noconvert(), py::arg("names"),
-           "Run tokens and return named intermediates: embed, attn_heads.i, attn_out.i, ffn_out.i, "
-           "layer_out.i, "
-           "output_norm.")
+           "Run tokens and return named intermediates: embed, attn_in.i, attn_heads.i, attn_out.i, ffn_in.i, "
+           "ffn_act.i, ffn_out.i, layer_out.i, output_norm, and the others of docs/MODEL.md.")
+      .def("append_importance", &append_importance, py::arg("tokens").noconvert(), py::arg("collector"),
+           py::kw_only(), py::arg("stop") = nullptr,
+           "Run tokens and add the squares of every matrix's inputs to the collector.")
       .def("sample", &sample, py::arg("sampler"), py::arg("n_prompt") = 0,
            "(token, log-probability, alternatives) drawn from the logits of the last token; does not append.")
       .def(

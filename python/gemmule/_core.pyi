@@ -7,14 +7,19 @@ import typing
 
 import numpy
 import numpy.typing
+import typing_extensions
 
 __all__: list[str] = [
+    "Encoder",
     "GgufFile",
+    "ImportanceCollector",
     "Model",
     "Sampler",
     "Session",
     "StopToken",
+    "Xxh64",
     "append_together",
+    "block_size",
     "build_info",
     "cpu_info",
     "dequantize",
@@ -25,7 +30,12 @@ __all__: list[str] = [
 class GgufFile:
     """The validated header of a GGUF file."""
 
-    def __init__(self, path: str) -> None: ...
+    def __init__(
+        self,
+        path: str,
+        offset: typing.SupportsInt | typing.SupportsIndex = 0,
+        size: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
     def get(self, key: str) -> typing.Any:
         """The value: int, float, bool, str, numpy array or list of str."""
 
@@ -97,6 +107,15 @@ class Session:
     ) -> numpy.typing.NDArray[numpy.float32]:
         """Run tokens and return the hidden states after the last norm, float32 [n, d_model]."""
 
+    def append_importance(
+        self,
+        tokens: numpy.typing.NDArray[numpy.int32],
+        collector: ImportanceCollector,
+        *,
+        stop: StopToken | None = None,
+    ) -> None:
+        """Run tokens and add the squares of every matrix's inputs to the collector."""
+
     def append_logits(
         self, tokens: numpy.typing.NDArray[numpy.int32], *, stop: StopToken | None = None
     ) -> numpy.typing.NDArray[numpy.float32]:
@@ -115,7 +134,7 @@ class Session:
     def append_taps(
         self, tokens: numpy.typing.NDArray[numpy.int32], names: collections.abc.Sequence[str]
     ) -> dict[str, typing.Any]:
-        """Run tokens and return named intermediates: embed, attn_heads.i, attn_out.i, ffn_out.i, layer_out.i, output_norm."""
+        """Run tokens and return named intermediates: embed, attn_in.i, attn_heads.i, attn_out.i, ffn_in.i, ffn_act.i, ffn_out.i, layer_out.i, output_norm, and the others of docs/MODEL.md."""
 
     def logits(self) -> numpy.typing.NDArray[numpy.float32]:
         """float32 [n_vocab] of the last token."""
@@ -178,11 +197,60 @@ class Model:
     @property
     def weight_bytes(self) -> int: ...
 
+class ImportanceCollector:
+    """Sums of squares of the inputs of every matrix, over the appended tokens."""
+
+    def __init__(self, model: Model, *, head: bool = False) -> None: ...
+    def entries(self) -> list[typing.Any]:
+        """(tensor, float64 [n_matrices, n_cols] sums of squares, int64 [n_matrices] rows) of each matrix."""
+
+class Encoder:
+    """Encodes rows of numbers into a tensor type on its own threads."""
+
+    def __init__(self, n_threads: typing.SupportsInt | typing.SupportsIndex = 0, isa: str = "") -> None: ...
+    def encode(
+        self,
+        src: numpy.typing.NDArray[numpy.uint8],
+        src_type: str,
+        n_cols: typing.SupportsInt | typing.SupportsIndex,
+        dst_type: str,
+        out: numpy.typing.NDArray[numpy.uint8],
+        *,
+        importance: numpy.typing.NDArray[numpy.float32] | None = None,
+        stop: StopToken | None = None,
+    ) -> tuple[typing.Any, ...]:
+        """(error2, norm2, weighted_error2, weighted_norm2, first_bad) of the rows, which go to `out`."""
+
+    def lattice_q4_0(
+        self,
+        src: numpy.typing.NDArray[numpy.uint8],
+        src_type: str,
+        n_cols: typing.SupportsInt | typing.SupportsIndex,
+    ) -> float:
+        """The share of the blocks of 32 that Q4_0 stores without loss, as training for Q4_0 leaves them."""
+
+    @property
+    def isa(self) -> str: ...
+    @property
+    def n_threads(self) -> int: ...
+
+class Xxh64:
+    """The 64-bit checksum of a tensor, fed in pieces."""
+
+    def __init__(self) -> None: ...
+    def digest(self) -> int:
+        """The checksum of everything so far."""
+
+    def update(self, data: typing_extensions.Buffer) -> None: ...
+
 def append_together(
     sessions: collections.abc.Sequence[Session],
     pieces: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.int32]],
 ) -> None:
     """Append one piece of tokens to each of several sessions of a model in one shared step."""
+
+def block_size(type: str) -> tuple[int, int]:
+    """(elements, bytes) of a block of a tensor type."""
 
 def build_info() -> dict[str, typing.Any]:
     """Version, build type and compiler of the extension."""
