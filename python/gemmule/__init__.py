@@ -12,6 +12,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gemmule._convert.bundle import bundle, split, verify
+    from gemmule._convert.convert import convert, quantize_file
+    from gemmule._convert.imatrix import imatrix
     from gemmule._core import StopToken
     from gemmule._errors import (
         Cancelled,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from gemmule._stream import Stream
     from gemmule._tokenizer import Detokenizer, Tokenizer
     from gemmule._types import (
+        ConvertReport,
         Delta,
         Device,
         MemoryPlan,
@@ -43,12 +47,14 @@ if TYPE_CHECKING:
         Timings,
         TokenLogprob,
         Usage,
+        VerifyReport,
     )
     from gemmule._version import __version__
 
 __all__ = [
     "Cancelled",
     "ContextLengthError",
+    "ConvertReport",
     "Delta",
     "Detokenizer",
     "Device",
@@ -74,15 +80,25 @@ __all__ = [
     "Tokenizer",
     "UnsupportedError",
     "Usage",
+    "VerifyReport",
     "__version__",
+    "bundle",
+    "convert",
     "dequantize",
     "devices",
     "estimate",
+    "imatrix",
     "inspect",
     "quantize",
+    "quantize_file",
+    "split",
+    "verify",
 ]
 
 _HOMES = {
+    "_convert.bundle": ("bundle", "split", "verify"),
+    "_convert.convert": ("convert", "quantize_file"),
+    "_convert.imatrix": ("imatrix",),
     "_core": ("StopToken",),
     "_errors": (
         "Cancelled",
@@ -105,6 +121,7 @@ _HOMES = {
     "_stream": ("Stream",),
     "_tokenizer": ("Detokenizer", "Tokenizer"),
     "_types": (
+        "ConvertReport",
         "Delta",
         "Device",
         "MemoryPlan",
@@ -114,6 +131,7 @@ _HOMES = {
         "Timings",
         "TokenLogprob",
         "Usage",
+        "VerifyReport",
     ),
     "_version": ("__version__",),
 }

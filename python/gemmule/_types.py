@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 __all__ = [
+    "ConvertReport",
     "Delta",
     "Device",
     "MemoryPlan",
@@ -16,6 +17,7 @@ __all__ = [
     "Timings",
     "TokenLogprob",
     "Usage",
+    "VerifyReport",
 ]
 
 
@@ -224,6 +226,82 @@ class Device(_Record):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.kind}, {self.isa}, {self.n_physical} cores, {format_bytes(self.memory)}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConvertReport(_Record):
+    """What a conversion wrote, or with `dry_run` would write.
+
+    `tensor_types` counts the tensors of the text model by type, `sections` has the bytes of each part behind
+    it. `rms_error` is the relative error of the quantized weights, `weighted_rms_error` the same weighted by
+    the importance matrix; both are 0 where nothing was quantized. `seconds` of a dry run is an estimate.
+    """
+
+    path: str
+    type: str
+    size: int
+    tensor_types: dict[str, int]
+    bits_per_weight: float
+    sections: dict[str, int] = dataclasses.field(default_factory=dict)
+    rms_error: float = 0.0
+    weighted_rms_error: float = 0.0
+    imatrix: str = ""
+    seconds: float = 0.0
+    bytes_read: int = 0
+    peak_memory: int = 0
+    dry_run: bool = False
+    warnings: tuple[str, ...] = ()
+    plan: tuple[str, ...] = ()
+
+    @property
+    def n_tensors(self) -> int:
+        """Tensors of the text model."""
+        return sum(self.tensor_types.values())
+
+    def __str__(self) -> str:
+        census = " + ".join(f"{count} {kind}" for kind, count in self.tensor_types.items())
+        lines = [
+            f"{self.path}: {self.type}, {format_bytes(self.size)}, {self.bits_per_weight:.2f} bits a weight",
+            f"tensors    {census}",
+        ]
+        if self.sections:
+            parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.sections.items())
+            lines.append(f"sections   {parts}")
+        if self.rms_error:
+            weighted = f", {self.weighted_rms_error:.4%} weighted by importance" if self.imatrix else ""
+            lines.append(f"error      {self.rms_error:.4%} of the weights{weighted}")
+        if self.dry_run:
+            lines.append(f"time       about {self.seconds:.0f} s of computing; nothing was written")
+        else:
+            lines.append(f"time       {self.seconds:.1f} s, peak memory {format_bytes(self.peak_memory)}")
+        return "\n".join([*lines, *self.plan])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VerifyReport(_Record):
+    """What `verify` found. `damaged` names the tensors and sections that are not what was written; `problems`
+    is one sentence for each defect. Without checksums in the file only the numbers could be checked.
+    """
+
+    path: str
+    ok: bool
+    has_checksums: bool
+    n_tensors: int
+    n_bytes: int
+    seconds: float
+    damaged: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        speed = self.n_bytes / self.seconds if self.seconds > 0 else 0.0
+        how = "checksums" if self.has_checksums else "no checksums, block scales"
+        found = "all good" if self.ok else f"{len(self.problems)} problems"
+        head = (
+            f"{self.path}: {found} ({self.n_tensors} tensors, {format_bytes(self.n_bytes)}, {how}, "
+            f"{format_bytes(int(speed))}/s)"
+        )
+        return "\n".join([head, *self.problems])
 
 
 def context_warnings(n_ctx: int, n_ctx_train: int) -> tuple[str, ...]:

@@ -31,10 +31,10 @@ def assert_one_line_error(done: subprocess.CompletedProcess[str], code: int) -> 
     assert done.stderr.count("\n") == 1
 
 
-def test_no_arguments_show_three_examples() -> None:
+def test_no_arguments_show_examples() -> None:
     done = gemmule()
     assert done.returncode == 0
-    assert done.stdout.count("\n  gemmule ") == 3
+    assert done.stdout.count("\n  gemmule ") == 4
 
 
 @pytest.mark.parametrize("command", ["run", "show", "tokenize", "demo", "doctor"])

@@ -21,6 +21,12 @@ __all__ = ["root", "run_command_line"]
 
 _COMMANDS = {
     "run": "Continue a text",
+    "convert": "Turn a Hugging Face folder into one GGUF file",
+    "quantize": "Make a smaller GGUF from a larger one",
+    "imatrix": "Measure on a text which weights matter",
+    "bundle": "Join text model, media file and drafter into one file",
+    "split": "Write the parts of one file as standard files",
+    "verify": "Check every byte of a model file",
     "show": "What is inside a GGUF file, and does it fit in memory here",
     "tokenize": "Count or print the tokens of a text",
     "demo": "Try gemmule on the small model of the [demo] extra",
@@ -30,6 +36,7 @@ _EXAMPLES = """\
 gemmule: run Gemma models from one GGUF file, on this machine
 
   gemmule demo                                       try the small demo model
+  gemmule convert ./gemma-4-12b-it -q Q4_K_M         make one file of a checkpoint
   gemmule run model.gguf "The capital of France is"  continue a text
   gemmule show model.gguf                            what is inside, and does it fit
 

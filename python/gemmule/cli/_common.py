@@ -1,10 +1,11 @@
 """Shared by the commands: exit codes, error lines, engine options, reading stdin, finding the model.
 
-Exit codes: 0 ok, 1 unexpected, 2 usage, 3 model missing or bad file, 4 memory or device, 5 network, 6
+Exit codes: 0 ok, 1 unexpected, 2 usage, 3 model missing or bad file, 4 memory, disk or device, 5 network, 6
 unreadable media, 7 a check failed, 130 Ctrl-C, 141 closed pipe.
 """
 
 import difflib
+import errno
 import re
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ __all__ = [
     "engine_options",
     "exit_code_of",
     "find_model",
+    "long_verbosity_options",
     "message_of",
     "piped_text",
     "settings",
@@ -62,11 +64,14 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (MemoryError, 4),
     (CheckFailedError, 7),
     (_errors.Cancelled, 130),
+    (FileExistsError, 2),
     (ValueError, 2),
 )
 
 
 def exit_code_of(error: BaseException) -> int:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return 4
     return next((code for kind, code in _CODES if isinstance(error, kind)), 1)
 
 
@@ -76,6 +81,10 @@ def message_of(error: BaseException) -> str:
         text = f"{variable}: {error.message}"
     elif isinstance(error, click.ClickException):
         text = error.format_message()
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+        if error.filename is not None and str(error.filename) not in text:
+            text = f"{error.filename}: {text}"
     elif exit_code_of(error) == 1:
         text = f"{type(error).__name__}: {error}"
         if not isinstance(error, OSError):
@@ -112,16 +121,24 @@ def context_line(reason: str) -> str:
 
 def verbosity_options(command: Command) -> Command:
     """-v and -q after the command name as well as before it."""
+    return _verbosity(command, ("-q", "--quiet"))
 
+
+def long_verbosity_options(command: Command) -> Command:
+    """The same for commands whose -q means something else."""
+    return _verbosity(command, ("--quiet",))
+
+
+def _verbosity(command: Command, quiet: tuple[str, ...]) -> Command:
     def remember(ctx: click.Context, option: click.Parameter, value: bool) -> None:
         if value and option.name is not None:
             setattr(settings, option.name, True)
 
-    for short, name, text in (
-        ("-q", "--quiet", "Nothing but errors on stderr."),
-        ("-v", "--verbose", "Show the traceback of an error."),
+    for names, text in (
+        (quiet, "Nothing but errors on stderr."),
+        (("-v", "--verbose"), "Show the traceback of an error."),
     ):
-        option = click.option(short, name, is_flag=True, expose_value=False, callback=remember, help=text)
+        option = click.option(*names, is_flag=True, expose_value=False, callback=remember, help=text)
         command = option(command)
     return command
 

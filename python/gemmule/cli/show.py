@@ -45,6 +45,7 @@ def show_command(
             **info.to_dict(),
             "tensor_types": _tensor_types(opened),
             "n_tensors": len(opened.tensors()),
+            "card": _card(opened),
         }
     if meta or key:
         keys = opened.keys() if meta else []
@@ -99,6 +100,15 @@ def _print_info(info: dict[str, Any]) -> None:
     }
     if info["sections"]:
         rows["sections"] = ", ".join(info["sections"])
+    card = info["card"]
+    if "quality.rms_error" in card:
+        importance = card.get("quality.imatrix")
+        weighed = f", importance from {importance}" if importance else ""
+        rows["quality"] = f"rounding error {card['quality.rms_error']:.2%} of the weights{weighed}"
+    if "source.name" in card:
+        rows["made from"] = f"{card['source.name']} ({card.get('source.dtype', '?')})"
+    if "version" in card:
+        rows["made by"] = f"gemmule {card['version']}"
     for label, value in rows.items():
         click.echo(f"{label:<14}{value}")
 
@@ -112,6 +122,13 @@ def _print_memory(plans: "list[MemoryPlan]") -> None:
         click.echo(f"{plan.n_ctx:>9} {cells}   {'yes' if plan.fits else 'no'}")
     if plans:
         click.echo(f"{format_bytes(plans[0].available)} available")
+
+
+def _card(file: "Header") -> dict[str, Any]:
+    """What the converter wrote about its own work: the single values under gemmule.*, without checksums."""
+    wanted = ("gemmule.version", "gemmule.layout", "gemmule.quality.", "gemmule.source.", "gemmule.convert.")
+    keys = [key for key in file.keys() if key.startswith(wanted)]  # noqa: SIM118
+    return {key.removeprefix("gemmule."): file.get(key) for key in keys if "array" not in file.type_of(key)}
 
 
 def _tensor_types(file: "Header") -> dict[str, int]:

@@ -1,0 +1,113 @@
+"""Shared by the commands that write model files: options, the progress bar, how a report is shown."""
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from gemmule.cli._common import Command, settings
+
+if TYPE_CHECKING:
+    from gemmule import ConvertReport
+
+__all__ = [
+    "byte_size",
+    "force_option",
+    "json_option",
+    "progress_bar",
+    "quant_option",
+    "show_reports",
+    "split_overrides",
+    "tensor_type_option",
+]
+
+Progress = Callable[[int, int, str], None]
+
+_UNITS = {
+    "": 1, "b": 1, "k": 1e3, "kb": 1e3, "m": 1e6, "mb": 1e6, "g": 1e9, "gb": 1e9,
+    "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30,
+}  # fmt: skip
+
+
+def byte_size(value: str) -> int:
+    """7.5GB, 900MB, 6GiB or a number of bytes."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([a-z]*)", str(value).strip().lower())
+    unit = _UNITS.get(found[2]) if found else None
+    if found is None or unit is None or float(found[1]) == 0:
+        raise click.BadParameter(f"{value!r} is no size; write for example 7.5GB or 6GiB")
+    return int(float(found[1]) * unit)
+
+
+def quant_option(command: Command) -> Command:
+    """-q, several times for several files."""
+    return click.option(
+        "-q", "--quant", "types", multiple=True, metavar="TYPE", default=("Q4_K_M",), show_default=True,
+        help="Q4_K_M, Q8_0, Q6_K, Q5_K_M, Q3_K_M, Q2_K, Q4_0, BF16, ...; repeat it for several files.",
+    )(command)  # fmt: skip
+
+
+def tensor_type_option(command: Command) -> Command:
+    """--tensor-type REGEX=TYPE."""
+    return click.option(
+        "--tensor-type", "overrides", multiple=True, metavar="REGEX=TYPE",
+        help="A type of its own for the tensors whose name matches; the first match counts.",
+    )(command)  # fmt: skip
+
+
+def force_option(command: Command) -> Command:
+    """--force."""
+    return click.option("-f", "--force", is_flag=True, help="Replace a file that exists.")(command)
+
+
+def json_option(command: Command) -> Command:
+    """--json."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document.")(command)
+
+
+def split_overrides(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """REGEX=TYPE as pairs; the regex may hold = signs of its own."""
+    pairs = []
+    for text in texts:
+        pattern, sign, kind = text.rpartition("=")
+        if not (pattern and sign and kind):
+            raise click.BadParameter(
+                f"{text!r} is not REGEX=TYPE, such as 'ffn_down=Q6_K'", param_hint="'--tensor-type'"
+            )
+        pairs.append((pattern, kind.upper()))
+    return pairs
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress | None]:
+    """A bar with speed and time left on stderr, if that is a terminal; else None."""
+    if settings.quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit="B", unit_scale=True, dynamic_ncols=True, leave=False, mininterval=0.2) as bar:
+
+        def show(done: int, total: int, what: str) -> None:
+            bar.total = total
+            bar.set_description_str(what, refresh=False)
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def show_reports(reports: "Sequence[ConvertReport]", as_json: bool) -> None:
+    """One block of lines a file on stdout, the warnings on stderr."""
+    if as_json:
+        documents = [report.to_dict() for report in reports]
+        click.echo(json.dumps(documents if len(documents) > 1 else documents[0], ensure_ascii=False))
+        return
+    for report in reports:
+        click.echo(str(report))
+    if settings.quiet:
+        return
+    for warning in dict.fromkeys(warning for report in reports for warning in report.warnings):
+        click.echo(f"gemmule: warning: {warning}", err=True)
