@@ -141,7 +141,6 @@ class Backend {
 // Opens the CPU backend. isa empty: the best level of this machine; n_threads 0: the physical cores.
 // Throws DeviceError when the level cannot run here, std::invalid_argument for a number of threads out of
 // range.
-inline constexpr int kMaxThreads = 1024;
 std::unique_ptr<Backend> open_cpu(const std::string& isa, int n_threads);
 
 }  // namespace gemmule

@@ -2,12 +2,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <mutex>
-
 #include "backend/cpu/cpu_features.h"
 #include "bindings/gil.h"
 #include "bindings/module.h"
 #include "core/error.h"
+#include "core/owned_mutex.h"
 #include "core/xxh64.h"
 #include "gguf/gguf_reader.h"
 #include "quant/encode.h"
@@ -105,7 +104,7 @@ using Floats = py::array_t<float, py::array::c_style>;
 // An Encoder whose callers take turns; the lock is taken after the GIL is released.
 struct LockedEncoder {
   Encoder encoder;
-  std::mutex mutex{};
+  OwnedMutex mutex{};
 };
 
 std::unique_ptr<LockedEncoder> make_encoder(int n_threads, const std::string& isa) {
@@ -116,9 +115,7 @@ std::unique_ptr<LockedEncoder> make_encoder(int n_threads, const std::string& is
 }
 
 int64_t count_rows(const Bytes& src, const DTypeInfo& type, int64_t n_cols) {
-  if (n_cols <= 0 || n_cols % type.block_size != 0)
-    throw std::invalid_argument(
-        cat("rows of ", n_cols, " elements are not whole ", type.name, " blocks of ", type.block_size));
+  Encoder::check_row(type.dtype, n_cols);
   const int64_t row = row_bytes(type.dtype, n_cols);
   if (src.size() % row != 0)
     throw std::invalid_argument(cat(src.size(), " bytes are not whole ", type.name, " rows of ", row));
@@ -131,9 +128,7 @@ py::tuple encode(LockedEncoder& self, const Bytes& src, const std::string& src_t
   const DTypeInfo& from = type_named(src_type);
   const DTypeInfo& to = type_named(dst_type);
   const int64_t n_rows = count_rows(src, from, n_cols);
-  if (n_cols % to.block_size != 0)
-    throw std::invalid_argument(
-        cat("rows of ", n_cols, " elements are not whole ", to.name, " blocks of ", to.block_size));
+  Encoder::check_row(to.dtype, n_cols);
   if (out.size() != n_rows * row_bytes(to.dtype, n_cols))
     throw std::invalid_argument(
         cat("out has ", out.size(), " bytes, the rows take ", n_rows * row_bytes(to.dtype, n_cols)));
@@ -156,7 +151,7 @@ py::tuple encode(LockedEncoder& self, const Bytes& src, const std::string& src_t
   EncodeStats stats;
   {
     const py::gil_scoped_release nogil;
-    const std::lock_guard<std::mutex> lock(self.mutex);
+    const OwnedLock lock(self.mutex);
     const CallStop call(stop);
     stats = self.encoder.encode(request, call.token());
   }
@@ -173,7 +168,7 @@ double lattice_q4_0(LockedEncoder& self, const Bytes& src, const std::string& sr
     throw std::invalid_argument(cat("rows of ", n_cols, " elements are not whole blocks of 32"));
   const uint8_t* data = src.data();
   const py::gil_scoped_release nogil;
-  const std::lock_guard<std::mutex> lock(self.mutex);
+  const OwnedLock lock(self.mutex);
   return self.encoder.lattice_q4_0(data, from.dtype, n_rows * n_cols);
 }
 

@@ -222,7 +222,7 @@ struct LockedCollector {
       : model(std::move(of)), collector(model->file(), model->config(), head) {}
   std::shared_ptr<LoadedModel> model;
   ImportanceCollector collector;
-  std::mutex mutex;
+  OwnedMutex mutex;
 };
 
 void append_importance(LockedSession& self, const Tokens& tokens, LockedCollector& into,
@@ -232,7 +232,7 @@ void append_importance(LockedSession& self, const Tokens& tokens, LockedCollecto
     throw std::invalid_argument("the collector belongs to another model than the session");
   CallStop call(stop);
   self.with([&](Session& s) {
-    const std::lock_guard lock(into.mutex);
+    const OwnedLock lock(into.mutex);
     const Tap tap = into.collector.tap();
     // Consuming the hidden states leaves out the head, which nobody asked for.
     s.append(ids, call.token(), {}, &tap, [](Gemma4&, int64_t, Rows) {});
@@ -241,7 +241,7 @@ void append_importance(LockedSession& self, const Tokens& tokens, LockedCollecto
 }
 
 py::list importance_entries(LockedCollector& self) {
-  std::unique_lock lock(self.mutex, std::defer_lock);
+  OwnedLock lock(self.mutex, std::defer_lock);
   {
     const py::gil_scoped_release nogil;
     lock.lock();
@@ -293,10 +293,10 @@ Tokens session_tokens(LockedSession& self) {
 void append_together(const std::vector<LockedSession*>& sessions, const std::vector<Tokens>& pieces) {
   if (sessions.empty() || sessions.size() != pieces.size())
     throw std::invalid_argument("append_together needs one piece of tokens for every session");
+  if (std::find(sessions.begin(), sessions.end(), nullptr) != sessions.end())
+    throw std::invalid_argument("append_together needs sessions, not None");
   std::vector<std::vector<int32_t>> ids;
-  for (const Tokens& piece : pieces) {
-    ids.push_back(ids_of(piece, "tokens"));
-  }
+  for (const Tokens& piece : pieces) ids.push_back(ids_of(piece, "tokens"));
   std::vector<LockedSession*> order =
       sessions;  // locked in address order, so that two such calls cannot deadlock
   std::sort(order.begin(), order.end());
@@ -408,7 +408,7 @@ void bind_model(py::module_& m) {
 
   py::class_<LockedCollector>(m, "ImportanceCollector",
                               "Sums of squares of the inputs of every matrix, over the appended tokens.")
-      .def(py::init<std::shared_ptr<LoadedModel>, bool>(), py::arg("model"), py::kw_only(),
+      .def(py::init<std::shared_ptr<LoadedModel>, bool>(), py::arg("model").none(false), py::kw_only(),
            py::arg("head") = false)
       .def("entries", &importance_entries,
            "(tensor, float64 [n_matrices, n_cols] sums of squares, int64 [n_matrices] rows) of each matrix.");

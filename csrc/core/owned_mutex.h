@@ -14,9 +14,7 @@ class OwnedMutex {
  public:
   void lock() {
     if (owner_.load(std::memory_order_relaxed) == std::this_thread::get_id())
-      throw Error(
-          "the session or model is busy with the call that runs this callback; use it after that call "
-          "returns");
+      throw Error("the object is busy with the call that runs this callback; use it after that call returns");
     mutex_.lock();
     owner_.store(std::this_thread::get_id(), std::memory_order_relaxed);
   }

@@ -11,6 +11,8 @@
 
 namespace gemmule {
 
+inline constexpr int kMaxThreads = 1024;  // that a caller may ask for
+
 class ThreadPool {
  public:
   // The calling thread is worker 0, so n_threads - 1 are started. Throws Error when the system refuses one.

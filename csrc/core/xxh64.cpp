@@ -26,6 +26,7 @@ uint32_t load32(const uint8_t* p) {
 uint64_t Xxh64::mix(uint64_t lane, uint64_t word) { return std::rotl(lane + word * kPrime2, 31) * kPrime1; }
 
 void Xxh64::update(const void* data, size_t size) {
+  if (size == 0) return;  // data may be null
   const auto* p = static_cast<const uint8_t*>(data);
   size_t filled = static_cast<size_t>(total_ % 32);
   total_ += size;

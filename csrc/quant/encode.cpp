@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <stdexcept>
 
 #include "core/error.h"
@@ -112,6 +113,12 @@ float root_mean_square(const float* x, int64_t n) {
   return static_cast<float>(std::sqrt(sum / static_cast<double>(n)));
 }
 
+int checked_threads(int n_threads) {
+  if (n_threads < 1 || n_threads > kMaxThreads)
+    throw std::invalid_argument(cat("n_threads is ", n_threads, "; choose 1 to ", kMaxThreads));
+  return n_threads;
+}
+
 void check_stop(const StopToken* stop) {
   if (stop == nullptr) return;
   try {
@@ -129,11 +136,17 @@ struct Task {
   int64_t src_row;          // bytes
   int64_t dst_row;
 
-  // The first element of x [n_rows * n_cols] that cannot be encoded; -1 for none.
+  // The smallest magnitude that becomes infinite in the destination.
+  float limit() const {
+    if (request.dst_type == DType::F16) return 65520.0f;
+    if (request.dst_type == DType::BF16) return 0x1.ffp127f;
+    return HUGE_VALF;
+  }
+
+  // The first element of x [n] that cannot be encoded; -1 for none.
   int64_t find_bad(const float* x, int64_t n) const {
-    const bool to_f16 = request.dst_type == DType::F16 && request.src_type != DType::F16;
-    if (!to_f16 && kernels.all_finite(x, n)) return -1;
-    const float limit = to_f16 ? 65520.0f : HUGE_VALF;  // rounds to infinity
+    const float limit = request.dst_type == request.src_type ? HUGE_VALF : this->limit();
+    if (limit == HUGE_VALF && kernels.all_finite(x, n)) return -1;
     for (int64_t i = 0; i < n; ++i)
       if (!(std::fabs(x[i]) < limit)) return i;
     return -1;
@@ -184,19 +197,34 @@ void encode_plain_row(DType dtype, const float* src, uint8_t* dst, int64_t n) {
   kernel_of(kernels, dtype)({src, nullptr, nullptr, dst, sums, 1, n, static_cast<uint32_t>(DType::F32)});
 }
 
-Encoder::Encoder(int n_threads, const std::string& isa) : pool_(n_threads), kernels_(select_level(isa)) {}
+Encoder::Encoder(int n_threads, const std::string& isa)
+    : pool_(checked_threads(n_threads)), kernels_(select_level(isa)) {}
 
 const char* Encoder::isa() const { return kernels_.name; }
 
+void Encoder::check_row(DType type, int64_t n_cols) {
+  const DTypeInfo& info = dtype_info(type);
+  if (n_cols <= 0 || n_cols % info.block_size != 0)
+    throw std::invalid_argument(
+        cat("rows of ", n_cols, " elements are not whole ", info.name, " blocks of ", info.block_size));
+  if (n_cols > kMaxCols)
+    throw std::invalid_argument(cat("rows of ", n_cols, " elements are too long; choose at most ", kMaxCols));
+}
+
 EncodeStats Encoder::encode(const EncodeRequest& request, const StopToken* stop) {
   const int64_t n_cols = request.n_cols;
-  if (request.n_rows < 0 || n_cols <= 0 || n_cols % dtype_info(request.src_type).block_size != 0 ||
-      n_cols % dtype_info(request.dst_type).block_size != 0)
-    throw std::invalid_argument(cat("rows of ", n_cols, " elements are not whole blocks of ",
-                                    dtype_name(request.src_type), " and ", dtype_name(request.dst_type)));
+  check_row(request.src_type, n_cols);
+  check_row(request.dst_type, n_cols);
+  if (request.n_rows < 0)
+    throw std::invalid_argument(cat("n_rows is ", request.n_rows, "; it must not be negative"));
+  if (request.n_rows == 0) return {};
   const Importance importance = normalize(request.importance, n_cols);
   const Task task{request, kernels_, importance.values.empty() ? nullptr : importance.values.data(),
                   row_bytes(request.src_type, n_cols), row_bytes(request.dst_type, n_cols)};
+  const std::less<const uint8_t*> before;
+  if (before(request.src, request.dst + request.n_rows * task.dst_row) &&
+      before(request.dst, request.src + request.n_rows * task.src_row))
+    throw std::invalid_argument("the source and the destination overlap; encode into memory of its own");
   const int64_t job_rows = std::max<int64_t>(1, kJobElements / n_cols);
   const int64_t slice_rows =
       std::max<int64_t>(1, kSliceElements * pool_.n_threads() / (job_rows * n_cols)) * job_rows;

@@ -133,15 +133,28 @@ struct Coded {
   bool dead[kBatch];                        // as in Batch
 };
 
+// The errors of the 256 numbers from `at` on, stored as zeros.
+static void add_dead(const EncodeJob& job, int64_t at, double* row) {
+  for (int64_t i = at; i < at + 256; ++i) {
+    const double square = static_cast<double>(job.x[i]) * static_cast<double>(job.x[i]);
+    const double weighted =
+        job.importance != nullptr ? static_cast<double>(job.importance[i % job.n_cols]) * square : square;
+    row[0] += square;
+    row[1] += square;
+    row[2] += weighted;
+    row[3] += weighted;
+  }
+}
+
 // The codes for given scales, and the errors of the job's rows. The stored codes start at 0.
 template <int G>
 static void write_codes(const EncodeJob& job, int64_t first, int n, const Batch<G>& batch, const F* scale,
                         const F* low, float code_low, float code_high, Coded<G>& out) {
   constexpr int kGroups = Batch<G>::kGroups;
-  const int64_t row_blocks = job.n_cols / 256;
+  LaneSums sums[Batch<G>::kVectors];
   for (int v = 0; v < Batch<G>::kVectors; ++v) {
     const F inverse = inverse_of(scale[v]);
-    LaneSums sums{};
+    LaneSums sum{};
     alignas(64) int32_t words[G / 4][kLanes];
     for (int j = 0; j < G; j += 4) {
       F q[4];
@@ -149,34 +162,27 @@ static void write_codes(const EncodeJob& job, int64_t first, int n, const Batch<
       for (int i = 0; i < 4; ++i) {
         const F x = batch.x[v][j + i];
         q[i] = clamp_round((x - low[v]) * inverse, code_low, code_high);
-        add_square(sums, x, scale[v] * q[i] + low[v], batch.weighted ? &batch.importance[v][j + i] : nullptr);
+        add_square(sum, x, scale[v] * q[i] + low[v], batch.weighted ? &batch.importance[v][j + i] : nullptr);
         q[i] = q[i] - code_low;
       }
       store(code_word(q[0], q[1], q[2], q[3]), words[j / 4]);
     }
     for (int lane = 0; lane < kLanes; ++lane) {
       const int g = v * kLanes + lane;
-      const int b = g / kGroups;
       for (int k = 0; k < G / 4; ++k) __builtin_memcpy(out.codes + g * G + 4 * k, &words[k][lane], 4);
-      if (b < n && !batch.dead[b])
-        flush_lane(sums, lane, batch.inverse_unit[b], batch.weighted,
-                   job.sums + 4 * ((first + b) / row_blocks));
     }
+    sums[v] = sum;
   }
+  // Block by block, so that a row's sum does not depend on which of its blocks share a batch.
   for (int b = 0; b < n; ++b) {
+    double* row = job.sums + 4 * ((first + b) * 256 / job.n_cols);
     out.dead[b] = batch.dead[b];
-    if (!batch.dead[b]) continue;
-    const float* x = job.x + (first + b) * 256;
-    const float* importance = job.importance + (batch.weighted ? (first + b) * 256 % job.n_cols : 0);
-    double* row = job.sums + 4 * ((first + b) / row_blocks);
-    for (int i = 0; i < 256; ++i) {
-      const double square = static_cast<double>(x[i]) * static_cast<double>(x[i]);
-      const double weighted = batch.weighted ? static_cast<double>(importance[i]) * square : square;
-      row[0] += square;
-      row[1] += square;
-      row[2] += weighted;
-      row[3] += weighted;
+    if (batch.dead[b]) {
+      add_dead(job, (first + b) * 256, row);
+      continue;
     }
+    for (int g = b * kGroups; g < (b + 1) * kGroups; ++g)
+      flush_lane(sums[g / kLanes], g % kLanes, batch.inverse_unit[b], batch.weighted, row);
   }
 }
 

@@ -18,6 +18,14 @@ uint64_t hash(std::string_view text) {
 
 }  // namespace
 
+TEST_CASE("nothing may be added, from nowhere") {
+  Xxh64 hash;
+  hash.update("abc", 3);
+  const uint64_t before = hash.digest();
+  hash.update(nullptr, 0);
+  CHECK(hash.digest() == before);
+}
+
 TEST_CASE("XXH64 of published strings") {
   CHECK(hash("") == 0xef46db3751d8e999u);
   CHECK(hash("a") == 0xd24ec4f1a98c6e5bu);

@@ -130,6 +130,35 @@ TEST_CASE("threads, instruction sets and the cutting of the rows do not change a
   }
 }
 
+TEST_CASE("the sums do not depend on the cutting where some blocks are too small to store") {
+  constexpr int64_t kRows = 64;
+  constexpr int64_t kCols = 768;
+  std::vector<float> x = numbers(kRows * kCols, 10, 2.0f);
+  for (size_t i = 0; i < x.size(); ++i) x[i] *= (i / 256) % 7 < 3 ? 0x1p-24f : 0x1p-28f;
+  const std::vector<float> importance(kCols, 0.7f);
+  Encoder encoder(1, "");
+  for (const DTypeInfo& info : kDTypes) {
+    for (const float* w :
+         {static_cast<const float*>(nullptr), static_cast<const float*>(importance.data())}) {
+      CAPTURE(info.name);
+      const Encoded whole = encode(encoder, x, info.dtype, kCols, w);
+      EncodeStats sums;
+      for (int64_t row = 0; row < kRows; ++row) {
+        const EncodeStats one =
+            encode(encoder, x.data() + row * kCols, DType::F32, info.dtype, 1, kCols, w).stats;
+        sums.error2 += one.error2;
+        sums.norm2 += one.norm2;
+        sums.weighted_error2 += one.weighted_error2;
+        sums.weighted_norm2 += one.weighted_norm2;
+      }
+      CHECK(whole.stats.error2 == sums.error2);
+      CHECK(whole.stats.norm2 == sums.norm2);
+      CHECK(whole.stats.weighted_error2 == sums.weighted_error2);
+      CHECK(whole.stats.weighted_norm2 == sums.weighted_norm2);
+    }
+  }
+}
+
 TEST_CASE("the sums are those of the stored numbers") {
   constexpr int64_t kCols = 512;
   for (const float magnitude : {1.0f, 1e-3f, 1e-7f, 1e4f}) {
@@ -199,6 +228,11 @@ TEST_CASE("the first bad element is reported") {
     large[300] = -65520.0f;  // rounds to infinity
     CHECK(encode(encoder, large, DType::F16, kCols).stats.first_bad == 300);
     CHECK(encode(encoder, large, DType::BF16, kCols).stats.first_bad == -1);
+    large[400] = 0x1.fefffep127f;
+    CHECK(encode(encoder, large, DType::BF16, kCols).stats.first_bad == -1);
+    large[400] = -0x1.ffp127f;  // rounds to infinity
+    CHECK(encode(encoder, large, DType::BF16, kCols).stats.first_bad == 400);
+    CHECK(encode(encoder, large, DType::F32, kCols).stats.first_bad == -1);
   }
 }
 
@@ -242,6 +276,19 @@ TEST_CASE("extreme numbers and importance give finite blocks, equal on every lev
   }
 }
 
+TEST_CASE("a destination in the source is refused, one beside it is not") {
+  constexpr int64_t kCols = 256;
+  std::vector<float> x = numbers(2 * kCols, 11);
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(x.data());
+  Encoder encoder(1, "");
+  for (const int64_t at : {int64_t{0}, int64_t{880}, int64_t{1023}})
+    CHECK_THROWS_AS(encoder.encode({bytes, DType::F32, bytes + at, DType::Q4_K, 1, kCols}, nullptr),
+                    std::invalid_argument);
+  CHECK_THROWS_AS(encoder.encode({bytes + 143, DType::F32, bytes, DType::Q4_K, 1, kCols}, nullptr),
+                  std::invalid_argument);
+  CHECK(encoder.encode({bytes, DType::F32, bytes + 1024, DType::Q4_K, 1, kCols}, nullptr).norm2 > 0);
+}
+
 TEST_CASE("importance that is zero everywhere is no importance") {
   constexpr int64_t kCols = 512;
   const std::vector<float> x = numbers(4 * kCols, 8);
@@ -277,7 +324,13 @@ TEST_CASE("sizes, levels and cancelling") {
   CHECK(encode(encoder, x.data(), DType::F32, DType::Q4_K, 0, 256).stats.norm2 == 0);
   CHECK_THROWS_AS(encode(encoder, x.data(), DType::F32, DType::Q4_K, 1, 128), std::invalid_argument);
   CHECK_THROWS_AS(encode(encoder, x.data(), DType::F32, DType::Q4_0, 1, 0), std::invalid_argument);
+  for (const int64_t n_cols : {int64_t{1} << 61, int64_t{1} << 62, kMaxCols + 256})
+    CHECK_THROWS_AS(encoder.encode({nullptr, DType::F32, nullptr, DType::F32, 0, n_cols}, nullptr),
+                    std::invalid_argument);
+  CHECK(encoder.encode({nullptr, DType::F32, nullptr, DType::F32, 0, kMaxCols}, nullptr).norm2 == 0);
   CHECK_THROWS_AS(Encoder(1, "none"), DeviceError);
+  CHECK_THROWS_AS(Encoder(0, ""), std::invalid_argument);
+  CHECK_THROWS_AS(Encoder(kMaxThreads + 1, ""), std::invalid_argument);
   StopToken stop;
   stop.cancel();
   std::vector<uint8_t> out(288);
