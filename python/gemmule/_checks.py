@@ -3,13 +3,20 @@ sentence that names the argument.
 """
 
 import operator
+import os
+import re
 from numbers import Real
 from typing import Any
 
-__all__ = ["MAX_CONTEXT", "MAX_THREADS", "is_whole", "kv_format", "real", "whole"]
+__all__ = ["MAX_CONTEXT", "MAX_THREADS", "byte_size", "is_whole", "kv_format", "path_text", "real", "whole"]
 
 MAX_CONTEXT = 1 << 24
 MAX_THREADS = 1024
+_UNITS = {"": 1, "b": 1} | {
+    f"{letter}{ending}": base ** (power + 1)
+    for power, letter in enumerate("kmgt")
+    for ending, base in (("", 1000), ("b", 1000), ("ib", 1024))
+}
 
 
 def is_whole(value: object) -> bool:
@@ -36,6 +43,29 @@ def real(name: str, value: Any) -> float:
     if isinstance(value, int | float):
         return value
     return float(value)
+
+
+def byte_size(name: str, value: Any) -> int:
+    """A number of bytes, or text such as 7.5GB (decimal), 900M or 6GiB (binary)."""
+    if is_whole(value) and value > 0:
+        return operator.index(value)
+    text = value.strip().lower() if isinstance(value, str) else ""
+    found = re.fullmatch(r"(\d{1,15}\.?\d{0,15}|\.\d{1,15})\s*([a-z]*)", text)
+    unit = _UNITS.get(found[2], 0) if found else 0
+    size = int(float(found[1]) * unit) if found else 0
+    if size == 0:
+        raise ValueError(f"{name} must be a number of bytes or such as 7.5GB or 6GiB, not {value!r}")
+    return size
+
+
+def path_text(path: "str | os.PathLike[str]") -> str:
+    """A path as the core takes it: in UTF-8."""
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the path {text!r} is not UTF-8 text; rename the file or its folder") from None
+    return text
 
 
 def kv_format(value: Any) -> str:

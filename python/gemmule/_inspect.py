@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any, Literal
 
 from gemmule import _core
-from gemmule._checks import MAX_CONTEXT, kv_format, whole
+from gemmule._checks import MAX_CONTEXT, kv_format, path_text, whole
 from gemmule._errors import NotEnoughMemoryError
 from gemmule._memory import machine_memory
 from gemmule._types import Device, MemoryPlan, ModelInfo, format_bytes
@@ -37,7 +37,7 @@ _AUTO_SIZES = (4096, 8192, 16384, 32768)
 
 def open_header(path: str | os.PathLike[str]) -> _core.GgufFile:
     """The validated header of a file."""
-    return _core.GgufFile(os.fspath(path))
+    return _core.GgufFile(path_text(path))
 
 
 def build_facts() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
-from gemmule._checks import MAX_CONTEXT, MAX_THREADS, kv_format, whole
+from gemmule._checks import MAX_CONTEXT, MAX_THREADS, kv_format, path_text, whole
 from gemmule._errors import DeviceError, Error
 from gemmule._inspect import ContextSize, checked_context, choose_plan, info_of
 from gemmule._prompt import Prompt, prompt_ids
@@ -60,7 +60,7 @@ class Model:
         self._lock = threading.RLock()
         self._core: _core.Model | None = None
         chosen_isa = isa if isa is not None else os.environ.get("GEMMULE_CPU_ISA", "")
-        core = _core.Model(os.fspath(path), n_threads=wanted or 0, isa=chosen_isa)
+        core = _core.Model(path_text(path), n_threads=wanted or 0, isa=chosen_isa)
         self._plan = choose_plan(core.file, n_ctx, kv_type=kv_type)
         self._file = core.file
         self._tokenizer = Tokenizer(core.file)

@@ -295,7 +295,7 @@ class VerifyReport(_Record):
 
     def __str__(self) -> str:
         speed = self.n_bytes / self.seconds if self.seconds > 0 else 0.0
-        how = "checksums" if self.has_checksums else "no checksums, block scales"
+        how = "checksums" if self.has_checksums else "no checksums, so only looked for NaN and infinity"
         found = "all good" if self.ok else f"{len(self.problems)} problems"
         head = (
             f"{self.path}: {found} ({self.n_tensors} tensors, {format_bytes(self.n_bytes)}, {how}, "

@@ -13,7 +13,8 @@ import gemmule
 from gemmule._convert.bundle import bundle, split, verify
 from gemmule._convert.convert import convert
 from gemmule._convert.gguf_source import read_header, sections_of
-from gguf_parts import TOKENS, drafter_image, media_image, text_image, write_image
+from gemmule._convert.image import Kv
+from gguf_parts import TOKENS, drafter_image, image, media_image, text_image, write_image
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,10 @@ def test_parts_that_do_not_fit(parts: tuple[Path, Path, Path], tmp_path: Path) -
     words = write_image(tmp_path / "words.gguf", drafter_image(tokens=[*TOKENS[:-1], b"other"]))
     with pytest.raises(gemmule.FormatError, match=r"wide\.gguf.*512"):
         bundle(text, mmproj=wide, dst=out)
+    keys = [*media_image().metadata, Kv("clip.projector_type", "string", "gemma3")]
+    old = write_image(tmp_path / "old.gguf", image(keys, media_image().tensors))
+    with pytest.raises(gemmule.FormatError, match=r"old\.gguf.*'gemma3'.*gemma4"):
+        bundle(text, mmproj=old, dst=out)
     with pytest.raises(gemmule.FormatError, match="vocabulary"):
         bundle(text, drafter=words, dst=out)
     with pytest.raises(gemmule.FormatError, match="clip"):
@@ -221,3 +226,11 @@ def test_sections_that_lie(one: Path, tmp_path: Path) -> None:
             struct.pack_into("<Q", changed, header.entries[f"gemmule.section.mmproj.{what}"].position, value)
             refused(changed, gemmule.FormatError)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bad.gguf", "one.gguf"]
+
+
+def test_split_makes_its_folder(tmp_path: Path, parts: tuple[Path, ...]) -> None:
+    one = tmp_path / "one.gguf"
+    bundle(parts[0], mmproj=parts[1], dst=one)
+    paths = split(one, tmp_path / "new")
+    assert [path.parent for path in paths] == [tmp_path / "new"] * 2
+    assert verify(paths[0]).ok

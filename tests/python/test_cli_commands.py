@@ -13,14 +13,18 @@ from typing import Any
 
 import pytest
 
+from gguf_parts import media_image, text_image, write_image
+
 GREEDY = ["--temperature", "0", "-n", "5"]
 
 
-def gemmule(*arguments: object, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+def gemmule(
+    *arguments: object, stdin: str = "", folder: Path | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gemmule", *map(str, arguments)]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **env}
     return subprocess.run(
-        command, input=stdin, capture_output=True, encoding="utf-8", env=environment, check=False
+        command, input=stdin, capture_output=True, encoding="utf-8", env=environment, check=False, cwd=folder
     )
 
 
@@ -37,7 +41,10 @@ def test_no_arguments_show_examples() -> None:
     assert done.stdout.count("\n  gemmule ") == 4
 
 
-@pytest.mark.parametrize("command", ["run", "show", "tokenize", "demo", "doctor"])
+COMMANDS = ["run", "convert", "quantize", "imatrix", "bundle", "split", "verify", "show", "tokenize", "demo"]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "doctor"])
 def test_every_command_has_help(command: str) -> None:
     assert command in gemmule("--help").stdout
     assert "Usage: gemmule" in gemmule(command, "--help").stdout
@@ -337,3 +344,63 @@ def test_a_terminal_is_told_the_context(tiny_gemma3_path: Path, quiet: bool) -> 
     assert done.returncode == 0
     assert said.startswith("context ") is not quiet, said
     assert said.count("\n") == (1 if quiet else 2)
+
+
+def test_convert_says_what_is_wrong(tiny_gemma3_path: Path, tmp_path: Path) -> None:
+    source = tiny_gemma3_path
+    for arguments, code, words in (
+        (["--size", "7,5GB"], 2, "7.5GB"),
+        (["--size", "1KB"], 2, "1,000 bytes cannot be reached"),
+        (["--size", "1GB", "-q", "Q8_0"], 2, "leave -q out"),
+        (["Q4_K_M"], 2, "-q"),
+        (["missing/"], 2, "create it"),
+        (["missing/a.gguf"], 2, "create it"),
+        (["a.gguf", "-q", "Q8_0", "-q", "Q4_0"], 2, "create it"),
+        (["/dev/null", "-f"], 2, "not a regular file"),
+        (["--tensor-type", "norms=Q8_0"], 2, "blk.N.ffn_down.weight"),
+    ):
+        for command in ("convert", "quantize"):
+            done = gemmule(command, source, *arguments, folder=tmp_path)
+            assert_one_line_error(done, code)
+            assert words in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    done = gemmule("quantize", source, tmp_path, "--bpw", "16")
+    assert done.returncode == 0, done.stderr
+    assert [path.suffix for path in tmp_path.iterdir()] == [".gguf"]
+
+
+def test_show_of_a_media_part(tmp_path: Path) -> None:
+    done = gemmule("show", write_image(tmp_path / "mmproj.gguf", media_image()))
+    assert "clip" in done.stdout
+    assert "context" not in done.stdout
+
+
+def test_imatrix_names_its_option(tiny_gemma3_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("ab", encoding="utf-8")
+    done = gemmule("imatrix", tiny_gemma3_path, tmp_path / "text.txt", "-o", tmp_path / "out")
+    assert_one_line_error(done, 2)
+    assert "a smaller --ctx." in done.stderr
+    (tmp_path / "text.txt").write_text("ab " * 40, encoding="utf-8")
+    done = gemmule(
+        "imatrix", tiny_gemma3_path, tmp_path / "text.txt", "-o", tmp_path / "out", "--ctx", "16", "--json"
+    )
+    assert json.loads(done.stdout)["n_windows"] >= 1
+
+
+def test_bundle_and_split(tmp_path: Path) -> None:
+    text = write_image(tmp_path / "text.gguf", text_image())
+    media = write_image(tmp_path / "media.gguf", media_image())
+    one = tmp_path / "one.gguf"
+    assert_one_line_error(gemmule("bundle", text, text, "-o", one), 2)
+    assert_one_line_error(gemmule("bundle", text, media, media, "-o", one), 2)
+    done = gemmule("bundle", text, media, "-o", one, "--json")
+    assert list(json.loads(done.stdout)["sections"]) == ["mmproj"]
+    assert json.loads(gemmule("verify", one, "--json").stdout)["ok"]
+    done = gemmule("split", one, "--json")
+    assert [Path(path).name for path in json.loads(done.stdout)] == ["one-text.gguf", "mmproj-one.gguf"]
+    raw = bytearray(one.read_bytes())
+    raw[-1] ^= 1
+    one.write_bytes(raw)
+    done = gemmule("verify", one)
+    assert done.returncode == 7
+    assert "mmproj" in done.stderr

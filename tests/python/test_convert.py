@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import struct
 from collections import Counter
 from pathlib import Path
@@ -14,7 +16,8 @@ from gguf import GGUFReader
 
 import gemmule
 from gemmule import _core
-from gemmule._convert import planning
+from gemmule._checks import byte_size
+from gemmule._convert import planning, stream
 from gemmule._convert.bundle import bundle, verify
 from gemmule._convert.convert import convert, quantize_file
 from gemmule._convert.gguf_source import load_gguf, read_header, sections_of
@@ -247,10 +250,85 @@ def test_size_and_bpw_choose_the_types(whole: Path, tmp_path: Path) -> None:
     assert verify(tmp_path / "out.gguf").ok
 
 
+def test_size_out_of_reach_speaks_of_the_file(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"1,000 bytes cannot be reached") as caught:
+        convert(whole, tmp_path / "out.gguf", size=1000)
+    low, high = (int(found.replace(",", "")) for found in re.findall(r"[\d,]{5,}", str(caught.value))[-2:])
+    for size in (low, high):
+        convert(whole, tmp_path / f"{size}.gguf", size=size)
+        assert size - 16384 < (tmp_path / f"{size}.gguf").stat().st_size <= size
+
+
+@pytest.mark.parametrize(
+    ("text", "n"),
+    [(7, 7), ("7", 7), ("7.5GB", 7_500_000_000), ("6 GiB", 6 << 30), (".5k", 500), (" 2TB ", 2 * 10**12)],
+)
+def test_sizes_as_people_write_them(text: int | str, n: int) -> None:
+    assert byte_size("size", text) == n
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GB", "0", "0.0GB", "-1", "1e3", "7,5GB", "9" * 400, "1 pounds", 0, 1.5]
+)
+def test_what_is_no_size(text: object) -> None:
+    with pytest.raises(ValueError, match=r"^size must be a number of bytes"):
+        byte_size("size", text)
+
+
+def test_source_of_floats_and_blocks(tmp_path: Path) -> None:
+    """Most bytes are floats, but the first tensors are blocks: what llama.cpp makes of narrow rows."""
+    rng = np.random.default_rng(3)
+    narrow = [spec(f"blk.0.{name}.weight", rng.standard_normal((8, 32), np.float32)) for name in ("a", "b")]
+    mixed = image(text_image(1).metadata, [*narrow, *text_image(1).tensors])
+    plain = write_image(tmp_path / "plain.gguf", mixed, "F16")
+    convert(plain, tmp_path / "mixed.gguf", type="F16", tensor_types={r"blk\.0\.(a|b)": "Q5_0"})
+    assert load_gguf(tmp_path / "mixed.gguf").source_dtype == "F16"
+    report = convert(tmp_path / "mixed.gguf", tmp_path / "out.gguf", type="Q8_0")
+    assert report.tensor_types["Q8_0"] == 7
+
+
 def test_default_name(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert convert(source, type="Q8_0").path == "small-Q8_0.gguf"
     assert (tmp_path / "small-Q8_0.gguf").exists()
+    (tmp_path / "folder").mkdir()
+    assert convert(source, "folder", type="Q8_0").path == "folder/small-Q8_0.gguf"
+    assert convert(source, "folder/", type=["Q4_0"])[0].path == "folder/small-Q4_0.gguf"
+
+
+def test_words_that_are_no_output(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"'q4_k_m' is a type.*-q"):
+        convert(source, "q4_k_m")
+    with pytest.raises(NotADirectoryError, match="create it"):
+        convert(source, "missing/")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_a_checkpoint_points_to_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for name in ("config.json", "model.safetensors"):
+        with pytest.raises(gemmule.FormatError, match=f"{name} is one file of a checkpoint.* {tmp_path}$"):
+            convert(tmp_path / name, tmp_path / "out.gguf")
+
+
+def test_names_that_are_not_utf8(source: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"\xff.gguf")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        convert(source, odd)
+    odd.write_bytes(source.read_bytes())
+    for action in (verify, gemmule.inspect, gemmule.Model, lambda path: convert(path, tmp_path / "out.gguf")):
+        with pytest.raises(ValueError, match="not UTF-8"):
+            action(odd)
+
+
+def test_a_cancelled_token_stops_even_a_short_conversion(source: Path, tmp_path: Path) -> None:
+    stop = gemmule.StopToken()
+    stop.cancel()
+    with pytest.raises(gemmule.Cancelled):
+        convert(source, tmp_path / "out.gguf", stop=stop)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_reaches_the_end(source: Path, tmp_path: Path) -> None:
@@ -276,6 +354,18 @@ def test_wrong_arguments(source: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(error):
             convert(source, out, **options)  # type: ignore[call-overload]
+    for name, value in (
+        ("type", None),
+        ("type", 5),
+        ("type", [None]),
+        ("bpw", "4.5"),
+        ("tensor_types", "ffn=Q8_0"),
+        ("tensor_types", [("ffn", "Q8_0", 1)]),
+        ("tensor_types", {"ffn": 8}),
+        ("size", 1.5e9),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{name} must be "):
+            convert(source, out, **{name: value})  # type: ignore[call-overload]
     with pytest.raises(gemmule.ModelNotFoundError):
         convert(tmp_path / "none", out)
     with pytest.raises(IsADirectoryError):
@@ -314,3 +404,17 @@ def test_estimate_counts_every_block_type(source: Path) -> None:
     report = planning.dry_report(loaded, plan, encoder, 0)
     assert report.seconds > 0
     assert report.peak_memory < 400e6
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_scales_are_searched_without_an_importance_matrix_too(kind: str) -> None:
+    numbers = np.random.default_rng(3).standard_normal((4, 512)).astype(np.float32)
+    encoder = _core.Encoder(1)
+    errors = []
+    for weights in (None, stream.search_weights(kind, None, 512)):
+        out = np.empty(gemmule.quantize(numbers, kind).size, np.uint8)
+        error2, *_ = encoder.encode(
+            numbers.reshape(-1).view(np.uint8), "F32", 512, kind, out, importance=weights
+        )
+        errors.append(error2)
+    assert errors[1] < 0.999 * errors[0]

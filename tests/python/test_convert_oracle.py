@@ -2,8 +2,8 @@
 
 Float files must give transformers' logits at every position (max|a - b| / max|b| below 1e-4). For quantized
 files the yardstick is transformers itself running on the dequantized weights of that very file: KL(source ||
-gemmule) may exceed KL(source || dequantized) by what rounding activations to 8 bits adds on these models
-(_budget). llama.cpp opens the one file, and the three of `split`, and writes the same greedy text.
+gemmule) may exceed KL(source || dequantized) by what rounding activations to 8 bits adds (_BUDGET).
+llama.cpp opens the one file, and the three of `split`, and writes the same greedy text.
 Needs torch, transformers >= 5.17, gguf and xllamacpp (marker oracle).
 """
 
@@ -98,10 +98,10 @@ def _error(value: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _kl(expected: np.ndarray, found: np.ndarray) -> float:
-    """Mean of KL(expected || found) over positions. Logits are scaled to a deviation of 3, like those of real
-    models: random ones would put all probability on one token, or spread it evenly.
+    """Mean of KL(expected || found) over positions. Logits are scaled so that the best one lies 8 above
+    the mean, as in real models: random ones put all probability on one token, or spread it evenly.
     """
-    scale = 3 / float(expected.std())
+    scale = 8 / float((expected.max(axis=1) - expected.mean(axis=1)).mean())
     logs = []
     for logits in (expected, found):
         shifted = scale * (logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
@@ -217,9 +217,9 @@ def _dequantized(folder: Path, float_file: Path, path: Path) -> Any:
     return model
 
 
-def _budget(kl_of_weights: float) -> float:
-    """What activations in 8 bits may add: up to 1e-4 here, and a tenth of the weights' own share."""
-    return 1.1 * kl_of_weights + 2e-4
+# KL of gemmule over KL of the weights alone: activations in 8 bits add 0.5 to 0.7 of what weights in 8 bits
+# cost, which next to weights in 4 bits is little (-0.02 to 0.03).
+_BUDGET = {"Q8_0": 2.0, "Q4_K_M": 1.1}
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K_M"])
@@ -236,7 +236,7 @@ def test_quantized_conversion_stays_within_its_budget(
     of_weights = _kl(expected, _logits(_dequantized(folder, float_file, path), ids))
     found = _kl(expected, _ours(path, ids))
     print(f"{name} {kind}: KL of the weights {of_weights:.5f}, of gemmule {found:.5f}")
-    assert found <= _budget(of_weights)
+    assert found <= _BUDGET[kind] * of_weights
 
 
 # -- llama.cpp --

@@ -141,3 +141,18 @@ def test_xxh64() -> None:
 @pytest.mark.parametrize("name", TYPES)
 def test_block_sizes(name: str) -> None:
     assert _core.block_size(name) == GGML_QUANT_SIZES[GGMLQuantizationType[name]]
+
+
+def test_objects_of_the_core_refuse_none_and_absurd_sizes() -> None:
+    with pytest.raises(TypeError):
+        _core.ImportanceCollector(None)  # type: ignore[arg-type]
+    with pytest.raises((TypeError, ValueError)):
+        _core.append_together([None], [np.array([1], np.int32)])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="1024"):
+        _core.Encoder(1025)
+    encoder = _core.Encoder(1)
+    data = np.zeros(1024, np.uint8)
+    with pytest.raises(ValueError):  # noqa: PT011
+        encoder.encode(data, "F32", 1 << 62, "Q8_0", np.zeros(272, np.uint8))
+    with pytest.raises(ValueError, match="overlap"):
+        encoder.encode(data, "F32", 32, "Q8_0", data[:272])

@@ -127,10 +127,12 @@ def test_targets_that_cannot_be_written(tmp_path: Path) -> None:
             check_target(tmp_path / name, overwrite=True, sources=[source])
     with pytest.raises(IsADirectoryError, match="folder"):
         check_target(tmp_path, overwrite=True)
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        check_target(source / "a", overwrite=True)
     with pytest.raises(FileNotFoundError, match="create it"):
         check_target(tmp_path / "none/a", overwrite=True)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="not a regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         check_target(tmp_path / "pipe", overwrite=True)
 
 

@@ -127,7 +127,7 @@ def split(
     """Writes the parts of a file as the files other programs expect; returns their paths, text first.
 
     The text model becomes NAME.gguf, or NAME-text.gguf in the folder of `src` itself (the default), the
-    others mmproj-NAME.gguf and assistant-NAME.gguf.
+    others mmproj-NAME.gguf and assistant-NAME.gguf. A `folder` that does not exist is made.
     """
     source = Path(src)
     header = read_header(source)
@@ -142,6 +142,7 @@ def split(
     names = [text_name, *(_FILE_NAMES[section.name].format(source.stem) for section in sections)]
     sizes = [layout.size, *(section.size for section in sections)]
     meter = _Meter(progress, sum(sizes))
+    target.mkdir(exist_ok=True)
     with ExitStack() as stack:
         outputs = [
             stack.enter_context(Output(target / name, size, overwrite=overwrite, sources=[source]))

@@ -6,9 +6,9 @@ Everything that can be refused is refused before the first weight is read.
 """
 
 import dataclasses
+import errno
 import hashlib
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, TypedDict, Unpack, overload
 
 from gemmule import _core
-from gemmule._checks import MAX_THREADS, whole
+from gemmule._checks import MAX_THREADS, byte_size, real, whole
 from gemmule._convert import card, mixes, stream
 from gemmule._convert.checkpoint import load_checkpoint
 from gemmule._convert.gguf_source import load_gguf
@@ -25,14 +25,22 @@ from gemmule._convert.image import Bundle, Image, TensorSpec
 from gemmule._convert.imatrix import Imatrix, read_imatrix
 from gemmule._convert.matching import check_parts
 from gemmule._convert.output import Output, check_target
-from gemmule._convert.planning import Plan, Request, census, dry_report, importance_of, make_plan, warnings_of
-from gemmule._errors import ModelNotFoundError, UnsupportedError
+from gemmule._convert.planning import (
+    FLOATS,
+    Plan,
+    Request,
+    census,
+    dry_report,
+    importance_of,
+    make_plan,
+    warnings_of,
+)
+from gemmule._errors import FormatError, ModelNotFoundError, UnsupportedError
 from gemmule._types import ConvertReport, format_bytes
 
 __all__ = ["convert", "quantize_file"]
 
 _COPY_BYTES = 8 << 20
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 PathLike = str | os.PathLike[str]
 Overrides = Mapping[str, str] | Sequence[tuple[str, str]]
@@ -93,8 +101,8 @@ def convert(
 
     Args:
         src: a Hugging Face folder, or a GGUF file.
-        dst: the file to write; default `<name>-<TYPE>.gguf` in the current folder. With several types the
-            folder to write to.
+        dst: the file to write, or an existing folder for `<name>-<TYPE>.gguf` (with several types always a
+            folder); default the current folder.
         type: a mix such as "Q4_K_M", or several for several files from one read.
         drafter: the assistant's folder (or GGUF file); "auto" finds it beside `src`, None leaves it out.
         imatrix: an importance matrix, or its file.
@@ -116,13 +124,13 @@ def convert(
         A report, or with a list of types a list of reports.
     """
     started = time.monotonic()
-    names = [type] if isinstance(type, str) else list(type)
+    names = _names(type)
     if layout != "gguf":
         raise UnsupportedError(f"layout {layout!r} is not supported yet; use 'gguf'")
     request = _request(imatrix, tensor_types, drafter_type, size, bpw)
     labels = _labels(request, names)
     source = Path(src)
-    paths = _output_paths(source, dst, labels, several=not isinstance(type, str))
+    paths = _output_paths(source, dst, labels)
     sources = _source_files(source, drafter)
     if isinstance(imatrix, str | os.PathLike):
         sources.append(Path(imatrix))
@@ -171,6 +179,20 @@ def quantize_file(
     return convert(src, dst, type=type, **options)
 
 
+def _names(types: str | _Several) -> list[str]:
+    names = [types] if isinstance(types, str) else types
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"type must be the name of a mix such as 'Q4_K_M' or a list of such, not {types!r}")
+    return list(names)
+
+
+def _overrides(tensor_types: Overrides | None) -> tuple[tuple[str, str], ...]:
+    pairs = tuple(tensor_types.items() if isinstance(tensor_types, Mapping) else tensor_types or ())
+    if any(list(map(type, pair)) != [str, str] for pair in pairs):
+        raise TypeError(f"tensor_types must be like {{'ffn_down': 'Q6_K'}}, not {tensor_types!r}")
+    return pairs
+
+
 def _request(
     imatrix: PathLike | Imatrix | None,
     tensor_types: Overrides | None,
@@ -178,26 +200,15 @@ def _request(
     size: int | str | None,
     bpw: float | None,
 ) -> Request:
-    pairs = tensor_types.items() if isinstance(tensor_types, Mapping) else tensor_types or ()
     if size is not None and bpw is not None:
         raise ValueError("size and bpw exclude each other; give one")
     return Request(
-        overrides=tuple((pattern, kind) for pattern, kind in pairs),
+        overrides=_overrides(tensor_types),
         imatrix=imatrix if imatrix is None or isinstance(imatrix, Imatrix) else read_imatrix(Path(imatrix)),
         drafter_type=drafter_type,
-        size=_byte_size(size),
-        bpw=bpw,
+        size=None if size is None else byte_size("size", size),
+        bpw=None if bpw is None else real("bpw", bpw),
     )
-
-
-def _byte_size(size: int | str | None) -> int | None:
-    if size is None or (isinstance(size, int) and size > 0):
-        return size
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*", str(size))
-    unit = _UNITS.get(found[2].upper()) if found else None
-    if found is None or unit is None or float(found[1]) == 0:
-        raise ValueError(f"size must be a number of bytes or text such as '7.5GB', not {size!r}")
-    return int(float(found[1]) * unit)
 
 
 def _labels(request: Request, names: Sequence[str]) -> list[str]:
@@ -215,14 +226,16 @@ def _labels(request: Request, names: Sequence[str]) -> list[str]:
     return [f"{request.bpw:g}bpw"]
 
 
-def _output_paths(source: Path, dst: PathLike | None, labels: Sequence[str], *, several: bool) -> list[Path]:
-    """The files to write. One type: `dst` is the file; a list: the folder; None: the current folder."""
-    if dst is not None and not (several and (len(labels) > 1 or Path(dst).is_dir())):
-        return [Path(dst)]
+def _output_paths(source: Path, dst: PathLike | None, labels: Sequence[str]) -> list[Path]:
+    """The files to write: `dst` itself, or files named after the source in the folder `dst` (None: here)."""
     if dst is not None and not Path(dst).is_dir():
-        raise NotADirectoryError(
-            f"several types need a folder to write to, but {os.fspath(dst)} is none; create it"
-        )
+        wanted = os.fspath(dst)
+        if len(labels) > 1 or wanted.endswith(os.sep):
+            why = "several types need a folder to write to; " if len(labels) > 1 else ""
+            raise NotADirectoryError(errno.ENOTDIR, f"{why}this is no folder; create it", wanted)
+        if wanted.upper() in mixes.TYPES:
+            raise ValueError(f"{wanted!r} is a type and no file to write; choose the type with -q or type=")
+        return [Path(dst)]
     resolved = source.resolve()
     name = resolved.name if resolved.is_dir() else _without_type(resolved.stem)
     folder = Path(dst) if dst is not None else Path()
@@ -248,6 +261,8 @@ def _source_files(source: Path, drafter: DrafterChoice) -> list[Path]:
 def _load(source: Path, drafter: DrafterChoice, *, vision: bool, audio: bool) -> Bundle:
     if not source.exists():
         raise ModelNotFoundError(f"{source} does not exist; give a checkpoint folder or a GGUF file")
+    if source.is_file() and source.suffix in (".safetensors", ".json"):
+        raise FormatError(f"{source} is one file of a checkpoint; give its folder {source.parent}")
     separate = drafter is not None and drafter != "auto" and not Path(drafter).is_dir()
     if source.is_dir():
         chosen = None if separate else drafter if drafter is None or drafter == "auto" else Path(drafter)
@@ -359,7 +374,7 @@ def _quality(layout: ImageLayout, results: Results) -> stream.Sums:
     """The sums over the tensors that are stored in blocks of fewer bits."""
     total = stream.Sums()
     for tensor, result in zip(layout.tensors, results, strict=True):
-        if tensor.type not in ("F32", "F16", "BF16"):
+        if tensor.type not in FLOATS:
             total.add(result[tensor.type].sums)
     return total
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
+from gemmule._checks import path_text
 from gemmule._convert import card
 from gemmule._convert.gguf_writer import VALUE_DTYPES, VALUE_IDS
 from gemmule._convert.image import Bundle, Image, Kv, TensorSpec
@@ -145,7 +146,7 @@ class Section:
 
 def read_header(path: Path, *, offset: int = 0, size: int = 0) -> Header:
     """The checked header of a file, or of the image at `offset` in it."""
-    whole = _core.GgufFile(str(path)) if offset == 0 else _core.GgufFile(str(path), offset=offset, size=size)
+    whole = _core.GgufFile(path_text(path), offset=offset, size=size)
     raw = bytearray(whole.data_offset)
     file = _OpenFile(path)
     read_exactly(file.fd, offset, memoryview(raw), f"{path}: the header")

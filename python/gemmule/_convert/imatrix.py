@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
-from gemmule._checks import MAX_CONTEXT, whole
+from gemmule._checks import MAX_CONTEXT, path_text, whole
 from gemmule._convert.gguf_writer import lay_out
 from gemmule._convert.image import ArrayRows, Image, Kv, TensorSpec
 from gemmule._convert.output import Output, check_target
@@ -109,7 +109,7 @@ def _checked(name: str, sum2: NDArray[np.float32], counts: NDArray[np.float32], 
 
 
 def _read_gguf(path: Path) -> Imatrix:
-    file = _core.GgufFile(str(path))
+    file = _core.GgufFile(path_text(path))
     keys = set(file.keys())
     parts: dict[str, dict[str, NDArray[np.float32]]] = {}
     with path.open("rb") as stream:

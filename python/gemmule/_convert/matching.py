@@ -31,6 +31,13 @@ def check_part(text: Image, name: str, section: Image) -> None:
 
 def _check_media(text: Image, section: Image) -> None:
     width = _width(text)
+    for prefix in ("clip.", "clip.vision.", "clip.audio."):
+        made_for = section.get(f"{prefix}projector_type")
+        if made_for is not None and not str(made_for).startswith(text.architecture):
+            raise FormatError(
+                f"the embedder is of kind {made_for!r} but the text model is a {text.architecture}; "
+                "give the mmproj file of the same model."
+            )
     for kind in ("vision", "audio"):
         out = section.get(f"clip.{kind}.projection_dim")
         if section.get(f"clip.has_{kind}_encoder", False) and out is not None and out != width:

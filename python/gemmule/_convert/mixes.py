@@ -296,7 +296,8 @@ def parse_overrides(image: Image, overrides: Sequence[tuple[str, str]]) -> list[
         if not any(compiled.search(name) for name in names):
             fixed = any(compiled.search(spec.name) for spec in image.tensors)
             why = "only tensors that always keep their type" if fixed else "no tensor"
-            raise ValueError(f"pattern {pattern!r} matches {why}; gemmule show lists the names.")
+            some = ", ".join(dict.fromkeys(_LAYER.sub("blk.N.", name) for name in names))
+            raise ValueError(f"pattern {pattern!r} matches {why}; there are {some}.")
         parsed.append((compiled, upper))
     return parsed
 

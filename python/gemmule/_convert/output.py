@@ -21,6 +21,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from gemmule._checks import path_text
 from gemmule._types import format_bytes
 
 __all__ = ["Output", "check_target", "file_identity"]
@@ -43,10 +44,12 @@ def file_identity(path: Path) -> tuple[int, int] | None:
 
 def check_target(path: Path, *, overwrite: bool, sources: Iterable[Path] = ()) -> Path:
     """Refuses a path that cannot or should not be written; returns it without symbolic links."""
-    target = Path(os.path.realpath(path))
+    target = Path(path_text(os.path.realpath(path)))
     folder = target.parent
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "the output is a folder; give the name of a file", str(path))
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "this is a file; give a folder for the output", str(folder))
     if not folder.is_dir():
         raise FileNotFoundError(
             errno.ENOENT, "the folder of the output does not exist; create it", str(folder)
@@ -54,7 +57,7 @@ def check_target(path: Path, *, overwrite: bool, sources: Iterable[Path] = ()) -
     identity = file_identity(target)
     if identity is not None:
         if not stat.S_ISREG(target.stat().st_mode):
-            raise OSError(errno.EINVAL, "the output is not a regular file; choose another name", str(path))
+            raise ValueError(f"the output {path} is not a regular file; choose another name")
         for source in sources:
             if file_identity(source) == identity:
                 raise ValueError(f"{path} is also the input {source}; choose another output")

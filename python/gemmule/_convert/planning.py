@@ -19,6 +19,7 @@ from gemmule._convert.sensitivity import choose_types
 from gemmule._types import ConvertReport, format_bytes
 
 __all__ = [
+    "FLOATS",
     "Plan",
     "Request",
     "census",
@@ -87,7 +88,8 @@ def make_plan(
         types = choose_types(
             bundle.text,
             encoder,
-            target_bytes=_tensor_budget(bundle, sections, label, request),
+            target_bytes=request.size,
+            other_bytes=_other_bytes(bundle, sections, label, request),
             target_bpw=request.bpw,
             overrides=request.overrides,
             importance=_importances(bundle.text, request.imatrix),
@@ -207,16 +209,12 @@ def _file_layout(
     return layout
 
 
-def _tensor_budget(
-    bundle: Bundle, sections: dict[str, ImageLayout], label: str, request: Request
-) -> int | None:
-    """What a wanted file size leaves for the text tensors: all but header and sections."""
-    if request.size is None:
-        return None
+def _other_bytes(bundle: Bundle, sections: dict[str, ImageLayout], label: str, request: Request) -> int:
+    """What a file takes beside its text tensors: header and sections."""
     types = mixes.assign_types(bundle.text, "Q8_0")
     layout = _file_layout(bundle, types, sections, _origin(bundle, label, 0, request))
     behind = layout.size - layout.text.size + 4096 * len(sections)  # the padding before them may grow
-    return request.size - layout.text.data_offset - behind
+    return layout.text.data_offset + behind
 
 
 def _importances(image: Image, imatrix: Imatrix | None) -> dict[str, NDArray[np.float32]] | None:
@@ -242,7 +240,8 @@ def _type_warnings(bundle: Bundle, label: str, types: Mapping[str, str], request
 
 def _lies_on_q4_0_lattice(image: Image, encoder: _core.Encoder) -> bool:
     """Whether sampled blocks are what a model trained for Q4_0 has."""
-    specs = [spec for spec in image.tensors if mixes.is_quantizable(spec) and spec.shape[0] % 32 == 0]
+    floats = (spec for spec in image.tensors if spec.rows.dtype in FLOATS)
+    specs = [spec for spec in floats if mixes.is_quantizable(spec) and spec.shape[0] % 32 == 0]
     chosen = specs[:: max(1, len(specs) // _N_SAMPLES)][:_N_SAMPLES]
     shares = [
         encoder.lattice_q4_0(sample, spec.rows.dtype, spec.rows.n_cols) for spec, sample in _samples(chosen)

@@ -30,6 +30,7 @@ from gemmule._convert.mixes import (
     role_of,
     tensor_bytes,
 )
+from gemmule._convert.stream import search_weights
 from gemmule._errors import FormatError
 
 __all__ = ["choose_types"]
@@ -52,7 +53,8 @@ def _everywhere(plain: float, weighted: float) -> _Harm:
 # Measured by tools/measure_sensitivity.py on Gemma 3 270M (18 layers, 576 positions of English prose): all
 # matrices of a role in a third of the depth rounded to Q4_0, mean KL divergence (nat) of the next-token
 # distribution from that of the unchanged model, divided by the mean relative squared error of those matrices.
-# The standard error is about a tenth of each number. The head is by far the most sensitive part.
+# One model, one text: the order of the parts is sure, the numbers are not. The head is by far the most
+# sensitive part.
 _HARM = {
     "head": _everywhere(10.2, 24.1),
     "embedding": _everywhere(2.8, 2.8),
@@ -148,7 +150,13 @@ def _errors(
         for type_name in list(error):
             out = np.empty(len(indices) * tensor_bytes(spec, type_name) // rows.n_rows, np.uint8)
             _, _, error2, group_norm, first_bad = encoder.encode(
-                data, rows.dtype, rows.n_cols, type_name, out, importance=weights, stop=stop
+                data,
+                rows.dtype,
+                rows.n_cols,
+                type_name,
+                out,
+                stop=stop,
+                importance=search_weights(type_name, weights, rows.n_cols),
             )
             if first_bad >= 0:
                 del error[type_name]
@@ -224,29 +232,26 @@ def _solve(options: Mapping[str, Sequence[_Option]], big: Sequence[str], budget:
     return best[1]
 
 
-def _budget(image: Image, target_bytes: int | None, target_bpw: float | None) -> int:
+def _budget(image: Image, target_bytes: int | None, other_bytes: int, target_bpw: float | None) -> int:
+    """Bytes that the tensors may take."""
     if (target_bytes is None) == (target_bpw is None):
         raise ValueError("give either a size or bits per weight, not both.")
     if target_bpw is None:
-        return int(target_bytes or 0)
+        return int(target_bytes or 0) - other_bytes
     if not (math.isfinite(target_bpw) and target_bpw > 0):
         raise ValueError(f"bits per weight must be a positive number, not {target_bpw!r}.")
     return int(target_bpw * sum(spec.n_elements for spec in image.tensors) / 8)
 
 
-def _check_range(image: Image, budget: int, smallest: int, largest: int, by_bpw: bool) -> None:
-    if smallest <= budget <= largest:
-        return
-    n_weights = sum(spec.n_elements for spec in image.tensors)
-
-    def shown(n_bytes: int) -> str:
-        if by_bpw:
-            return f"{8 * n_bytes / n_weights:.3f} bits per weight"
-        return f"{n_bytes:,} bytes of tensors"
-
-    raise ValueError(
-        f"{shown(budget)} cannot be reached: this model takes {shown(smallest)} to {shown(largest)}."
-    )
+def _out_of_reach(budget: int, smallest: int, largest: int, other_bytes: int, n_weights: int) -> ValueError:
+    """The refusal in the unit of the request: bits per weight, or without `n_weights` bytes of the file."""
+    if n_weights:
+        wanted, low, high = (f"{8 * n / n_weights:.3f}" for n in (budget, smallest, largest))
+        unit = "bits per weight"
+    else:
+        wanted, low, high = (f"{n + other_bytes:,}" for n in (budget, smallest, largest))
+        unit = "bytes"
+    return ValueError(f"{wanted} {unit} cannot be reached: this model takes {low} to {high} {unit}.")
 
 
 def choose_types(
@@ -254,6 +259,7 @@ def choose_types(
     encoder: _core.Encoder,
     *,
     target_bytes: int | None = None,
+    other_bytes: int = 0,
     target_bpw: float | None = None,
     overrides: Sequence[tuple[str, str]] = (),
     importance: Mapping[str, NDArray[np.float32]] | None = None,
@@ -265,7 +271,8 @@ def choose_types(
     Args:
         image: the tensors; a sample of their rows is read and encoded in every type.
         encoder: does that; the result does not depend on its threads.
-        target_bytes: of the tensor data, padding included; or
+        target_bytes: of the file: the tensors with their padding and
+        other_bytes: what is in the file beside them; or
         target_bpw: bits per weight over all tensors.
         overrides: (regular expression, tensor type) pairs that are not up for choice.
         importance: tensor name to mean squares of its inputs [n_matrices, n_cols].
@@ -279,7 +286,7 @@ def choose_types(
         ValueError: a target outside what the model can take (the message holds the range), or a bad override.
         FormatError: a tensor whose numbers are not finite.
     """
-    budget = _budget(image, target_bytes, target_bpw)
+    budget = _budget(image, target_bytes, other_bytes, target_bpw)
     parsed = parse_overrides(image, overrides)
     fixed: dict[str, str] = {}
     free: list[TensorSpec] = []
@@ -294,7 +301,9 @@ def choose_types(
     fixed_bytes = sum(_padded(spec, fixed[spec.name]) for spec in image.tensors if spec.name in fixed)
     sizes = [[_padded(spec, type_name) for type_name in _candidates(spec)] for spec in free]
     smallest, largest = fixed_bytes + sum(map(min, sizes)), fixed_bytes + sum(map(max, sizes))
-    _check_range(image, budget, smallest, largest, target_bpw is not None)
+    if not smallest <= budget <= largest:
+        n_weights = sum(spec.n_elements for spec in image.tensors) if target_bpw is not None else 0
+        raise _out_of_reach(budget, smallest, largest, other_bytes, n_weights)
 
     options = _measure(image, free, encoder, importance or {}, progress, stop)
     total = sum(spec.n_elements for spec in free)

@@ -65,12 +65,16 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (CheckFailedError, 7),
     (_errors.Cancelled, 130),
     (FileExistsError, 2),
+    (FileNotFoundError, 2),
+    (IsADirectoryError, 2),
+    (NotADirectoryError, 2),
+    (PermissionError, 4),
     (ValueError, 2),
 )
 
 
 def exit_code_of(error: BaseException) -> int:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return 4
     return next((code for kind, code in _CODES if isinstance(error, kind)), 1)
 
@@ -110,7 +114,7 @@ def _options_for_arguments(text: str) -> str:
     """The library names its arguments; here they are options."""
     names = {"n_ctx": "--ctx", "n_threads": "--threads", "kv_type": "--kv", "isa": "--isa"}
     return re.sub(
-        r"(?<![\w/.-])(n_ctx|n_threads|kv_type|isa(?==))(?![\w/.])", lambda found: names[found[1]], text
+        r"(?<![\w/.-])(n_ctx|n_threads|kv_type|isa(?==))(?![\w/]|\.\w)", lambda found: names[found[1]], text
     )
 
 

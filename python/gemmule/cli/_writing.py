@@ -2,44 +2,63 @@
 
 import contextlib
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from gemmule._checks import byte_size
 from gemmule.cli._common import Command, settings
 
 if TYPE_CHECKING:
     from gemmule import ConvertReport
 
 __all__ = [
-    "byte_size",
+    "check_size_options",
     "force_option",
     "json_option",
     "progress_bar",
     "quant_option",
     "show_reports",
+    "size_options",
     "split_overrides",
     "tensor_type_option",
 ]
 
 Progress = Callable[[int, int, str], None]
 
-_UNITS = {
-    "": 1, "b": 1, "k": 1e3, "kb": 1e3, "m": 1e6, "mb": 1e6, "g": 1e9, "gb": 1e9,
-    "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30,
-}  # fmt: skip
+
+def _size(value: str) -> int:
+    try:
+        return byte_size("the size", value)
+    except ValueError as error:  # click would replace its message
+        raise click.BadParameter(str(error)) from None
 
 
-def byte_size(value: str) -> int:
-    """7.5GB, 900MB, 6GiB or a number of bytes."""
-    found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([a-z]*)", str(value).strip().lower())
-    unit = _UNITS.get(found[2]) if found else None
-    if found is None or unit is None or float(found[1]) == 0:
-        raise click.BadParameter(f"{value!r} is no size; write for example 7.5GB or 6GiB")
-    return int(float(found[1]) * unit)
+def size_options(command: Command) -> Command:
+    """--size and --bpw."""
+    for option in (
+        click.option(
+            "--bpw", type=click.FloatRange(1, 32), metavar="4.5",
+            help="The same as bits per weight of the text model.",
+        ),
+        click.option(
+            "--size", type=_size, metavar="7.5GB",
+            help="Choose the types so that the file has this size.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def check_size_options(size: int | None, bpw: float | None) -> None:
+    """They exclude each other and -q."""
+    if size is not None and bpw is not None:
+        raise click.UsageError("--size and --bpw exclude each other")
+    source = click.get_current_context().get_parameter_source("types")
+    if (size is not None or bpw is not None) and source is not click.core.ParameterSource.DEFAULT:
+        raise click.UsageError("--size and --bpw choose the types themselves; leave -q out")
 
 
 def quant_option(command: Command) -> Command:

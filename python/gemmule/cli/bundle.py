@@ -9,8 +9,6 @@ from gemmule.cli._writing import force_option, json_option, progress_bar, show_r
 
 __all__ = ["bundle_command"]
 
-_ROLES = {"clip": "mmproj", "gemma4-assistant": "drafter"}
-
 
 @click.command("bundle")
 @click.argument("text")
@@ -24,11 +22,13 @@ def bundle_command(text: str, parts: tuple[str, ...], output: Path, force: bool,
     that llama.cpp still opens as a text model. The weights are copied as they are.
     """
     import gemmule
+    from gemmule._convert.matching import ROLES
 
+    names = {architecture: name for name, architecture in ROLES.items()}
     sections: dict[str, Path] = {}
     for part in map(find_model, parts):
         architecture = gemmule.inspect(part).architecture
-        role = _ROLES.get(architecture)
+        role = names.get(architecture)
         if role is None:
             raise click.UsageError(f"{part} is neither an mmproj nor an assistant file but {architecture!r}")
         if role in sections:

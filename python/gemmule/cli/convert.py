@@ -6,12 +6,13 @@ import click
 
 from gemmule.cli._common import long_verbosity_options, threads_option
 from gemmule.cli._writing import (
-    byte_size,
+    check_size_options,
     force_option,
     json_option,
     progress_bar,
     quant_option,
     show_reports,
+    size_options,
     split_overrides,
     tensor_type_option,
 )
@@ -21,17 +22,9 @@ __all__ = ["convert_command"]
 
 @click.command("convert")
 @click.argument("src", type=click.Path(path_type=Path))
-@click.argument("dst", required=False, type=click.Path(path_type=Path))
+@click.argument("dst", required=False)
 @quant_option
-@click.option(
-    "--size", type=byte_size, metavar="7.5GB", help="Choose the types so that the file has this size."
-)
-@click.option(
-    "--bpw",
-    type=click.FloatRange(1, 32),
-    metavar="4.5",
-    help="The same as bits per weight of the text model.",
-)
+@size_options
 @tensor_type_option
 @click.option("--imatrix", type=click.Path(path_type=Path), help="An importance matrix (gemmule imatrix).")
 @click.option(
@@ -57,7 +50,7 @@ __all__ = ["convert_command"]
 @long_verbosity_options
 def convert_command(
     src: Path,
-    dst: Path | None,
+    dst: str | None,
     types: tuple[str, ...],
     size: int | None,
     bpw: float | None,
@@ -74,8 +67,8 @@ def convert_command(
     as_json: bool,
 ) -> None:
     """Turn the Hugging Face folder SRC into one GGUF file: text, image and audio embedders, drafter,
-    tokenizer and chat template. DST defaults to NAME-TYPE.gguf in this folder; with several types it is a
-    folder.
+    tokenizer and chat template. DST is the file to write, or a folder for NAME-TYPE.gguf (with several
+    types always a folder); default this folder. SRC may also be a GGUF file.
 
     The file appears when it is complete: an interrupted run leaves nothing behind.
     """
@@ -83,10 +76,7 @@ def convert_command(
 
     if drafter is not None and no_drafter:
         raise click.UsageError("--drafter and --no-drafter exclude each other")
-    if size is not None and bpw is not None:
-        raise click.UsageError("--size and --bpw exclude each other")
-    if (size is not None or bpw is not None) and _given("types"):
-        raise click.UsageError("--size and --bpw choose the types themselves; leave -q out")
+    check_size_options(size, bpw)
     with progress_bar() as progress:
         reports = gemmule.convert(
             src,
@@ -106,8 +96,3 @@ def convert_command(
             progress=progress,
         )
     show_reports(reports, as_json)
-
-
-def _given(parameter: str) -> bool:
-    source = click.get_current_context().get_parameter_source(parameter)
-    return source is not click.core.ParameterSource.DEFAULT

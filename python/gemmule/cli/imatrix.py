@@ -1,11 +1,12 @@
 """`gemmule imatrix`: which inputs of each matrix matter, measured on a text."""
 
+import json
 from pathlib import Path
 
 import click
 
 from gemmule.cli._common import find_model, threads_option, verbosity_options
-from gemmule.cli._writing import force_option, progress_bar
+from gemmule.cli._writing import force_option, json_option, progress_bar
 
 __all__ = ["imatrix_command"]
 
@@ -25,9 +26,17 @@ __all__ = ["imatrix_command"]
 @click.option("--chunks", "n_chunks", type=click.IntRange(1), help="Windows to read at most.  [all]")
 @force_option
 @threads_option
+@json_option
 @verbosity_options
 def imatrix_command(
-    model: str, text: Path, output: Path, n_ctx: int, n_chunks: int | None, force: bool, threads: int | None
+    model: str,
+    text: Path,
+    output: Path,
+    n_ctx: int,
+    n_chunks: int | None,
+    force: bool,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Run MODEL over the text file TEXT and write the mean square of every input column of every matrix, in
     llama.cpp's format, for `convert --imatrix` and `quantize --imatrix`. Use the largest type of the model
@@ -46,4 +55,8 @@ def imatrix_command(
             n_threads=threads,
             progress=progress,
         )
-    click.echo(str(made))
+    if as_json:
+        facts = {"path": str(output), "n_tensors": len(made.entries), "n_windows": made.n_chunks}
+        click.echo(json.dumps({**facts, "window": made.chunk_size}, ensure_ascii=False))
+    else:
+        click.echo(str(made))

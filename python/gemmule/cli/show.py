@@ -93,11 +93,12 @@ def _print_info(info: dict[str, Any]) -> None:
         "parameters": format_count(info["n_params"]),
         "quantization": info["quantization"],
         "file size": format_bytes(info["file_size"]),
-        "context": f"up to {info['n_ctx_train']} tokens",
-        "layers": f"{info['n_layers']} of width {info['d_model']}",
-        "vocabulary": f"{info['n_vocab']} tokens",
         "tensors": f"{info['n_tensors']} ({types})",
     }
+    if info["n_layers"]:  # a media part has none of these
+        rows["context"] = f"up to {info['n_ctx_train']} tokens"
+        rows["layers"] = f"{info['n_layers']} of width {info['d_model']}"
+        rows["vocabulary"] = f"{info['n_vocab']} tokens"
     if info["sections"]:
         rows["sections"] = ", ".join(info["sections"])
     card = info["card"]

@@ -16,8 +16,8 @@ __all__ = ["verify_command"]
 @json_option
 @verbosity_options
 def verify_command(file: str | None, full: bool, as_json: bool) -> None:
-    """Check the structure of FILE, the checksum of every tensor and section, and that no weight is NaN or
-    infinite. FILE defaults to $GEMMULE_MODEL. Exit code 7 if something is wrong.
+    """Check the structure of FILE and the checksum of every tensor and section; in a file without checksums,
+    that no weight is NaN or infinite. FILE defaults to $GEMMULE_MODEL. Exit code 7 if something is wrong.
     """
     import gemmule
 
