@@ -1,5 +1,5 @@
-// The K formats: which search each uses, and how its bits are packed, eight codes of a byte at a time. Layouts:
-// blocks.h.
+// The K formats: which search each uses, and how its bits are packed, eight codes of a byte at a time.
+// Layouts: blocks.h.
 
 namespace gemmule {
 namespace {
