@@ -120,14 +120,17 @@ class Ours:
 
     def __init__(self) -> None:
         from gemmule import _core
+        from gemmule._convert.stream import search_weights
 
+        self._search_weights = search_weights
         self._encoder = _core.Encoder(1)
 
     def encode(self, matrix: np.ndarray, kind: str, importance: np.ndarray | None) -> np.ndarray:
         block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
         out = np.empty(matrix.size // block * size, np.uint8)
         source = matrix.reshape(-1).view(np.uint8)
-        self._encoder.encode(source, "F32", matrix.shape[1], kind, out, importance=importance)
+        weights = self._search_weights(kind, importance, matrix.shape[1])  # as convert does
+        self._encoder.encode(source, "F32", matrix.shape[1], kind, out, importance=weights)
         return out.reshape(len(matrix), -1)
 
 

@@ -114,7 +114,8 @@ class Tokenizer:
     @cached_property
     def eos_ids(self) -> frozenset[int]:
         """All ids that end an answer: the file's end tokens and the known turn ends of the Gemma family."""
-        ids = {self._id("tokenizer.ggml.eos_token_id"), self._id("tokenizer.ggml.eot_token_id")}
+        ids = {self._id(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")}
+        ids.update(self._ends())
         types = self._types
         for name in _END_NAMES:
             found = self._vocab.get(name)
@@ -293,6 +294,16 @@ class Tokenizer:
         if not 0 <= value < self.n_vocab:
             raise FormatError(f"{self._where}: {key} is {value} but the vocabulary has {self.n_vocab} tokens")
         return int(value)
+
+    def _ends(self) -> list[int]:
+        """The checkpoint's own list, where the converter wrote it."""
+        key = "gemmule.tokenizer.eos_token_ids"
+        if key not in self._keys:
+            return []
+        ids = np.asarray(self._file.get(key))
+        if not np.issubdtype(ids.dtype, np.integer) or ((ids < 0) | (ids >= self.n_vocab)).any():
+            raise FormatError(f"{self._where}: {key} must list ids of the {self.n_vocab} tokens")
+        return [int(i) for i in ids.reshape(-1)]
 
     def _array(self, key: str, kind: type) -> NDArray[Any]:
         if key not in self._keys:

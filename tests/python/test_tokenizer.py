@@ -60,6 +60,15 @@ def test_scores_decide_the_merge_order() -> None:
     assert tokenizer.bos_id == 2
 
 
+def test_the_converters_list_of_end_tokens_counts() -> None:
+    file = FakeFile()
+    file.values["gemmule.tokenizer.eos_token_ids"] = np.array([1, 260], np.uint32)
+    assert Tokenizer(file).eos_ids == {1, 260}
+    file.values["gemmule.tokenizer.eos_token_ids"] = np.array([1, 100_000], np.uint32)
+    with pytest.raises(FormatError, match="eos_token_ids"):
+        _ = Tokenizer(file).eos_ids
+
+
 def test_bos_once_and_only_if_the_file_says_so() -> None:
     assert Tokenizer(FakeFile()).encode("<bos>a") == [2, 259]
     assert Tokenizer(FakeFile(add_bos_token=False)).encode("a") == [259]
