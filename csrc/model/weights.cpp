@@ -50,7 +50,9 @@ class Binder {
   void ignore(const std::string& name, int64_t rows, int64_t cols) {
     if (!has(name)) return;
     const GgufTensor& tensor = need(name);
-    if (file_.view(tensor).rows != rows || tensor.shape[0] != cols) wrong_shape(tensor, cols, rows);
+    const size_t n_dims = rows == 1 ? 1 : 2;
+    if (tensor.shape.size() != n_dims || file_.view(tensor).rows != rows || tensor.shape[0] != cols)
+      wrong_shape(tensor, cols, rows);
   }
   void refuse(const std::string& name, const char* why) const {
     if (has(name)) throw UnsupportedError(cat(file_.path(), ": tensor ", name, " ", why));
