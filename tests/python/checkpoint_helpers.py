@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,25 +12,11 @@ from numpy.typing import NDArray
 
 from gemmule._convert.image import Image, TensorSpec
 from gemmule._convert.safetensors import widen
+from project_modules import load_module
 
-ROOT = Path(__file__).resolve().parents[2]
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
-
-def load_tool(name: str) -> ModuleType:
-    """A script of tools/ as a module."""
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny_folder = load_tool("tiny_folder")
+tiny_folder = load_module("tools", "tiny_folder")
 
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:

@@ -8,10 +8,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gemmule._convert.bundle import bundle
 from gemmule._convert.gguf_writer import lay_out
 from gemmule._convert.image import ArrayRows, Image, Kv, TensorSpec
 
-__all__ = ["TOKENS", "drafter_image", "image", "media_image", "spec", "text_image", "write_image"]
+__all__ = [
+    "TOKENS",
+    "drafter_image",
+    "image",
+    "media_image",
+    "spec",
+    "text_image",
+    "write_bundle",
+    "write_image",
+]
 
 TOKENS = [b"<pad>", b"<eos>", b"<bos>", b"\xe2\x96\x81a", b"\xff"] + [f"t{i}".encode() for i in range(59)]
 WIDTH = 256
@@ -80,6 +90,16 @@ def drafter_image(width: int = WIDTH, tokens: Sequence[bytes] = TOKENS) -> Image
         spec("output_norm.weight", normal(128, seed=10)),
     ]
     return image(keys, tensors)
+
+
+def write_bundle(path: Path) -> Path:
+    """One file with text model, media part and drafter; the parts (floats) stay beside it."""
+    folder = path.parent
+    text = write_image(folder / "text.gguf", text_image(), "BF16")
+    media = write_image(folder / "media.gguf", media_image())
+    drafter = write_image(folder / "drafter.gguf", drafter_image())
+    bundle(text, mmproj=media, drafter=drafter, dst=path)
+    return path
 
 
 def write_image(path: Path, parts: Image, dtype: str = "F32") -> Path:

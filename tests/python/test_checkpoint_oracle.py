@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoint_helpers import load_tool, read_tensor, tiny_folder
+from checkpoint_helpers import read_tensor, tiny_folder
 from gemmule._convert.checkpoint import load_checkpoint
 from gemmule._convert.safetensors import open_weights
+from project_modules import load_module
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 pytest.importorskip("torch", reason="needs the [oracle] extra")
 pytest.importorskip("transformers", reason="needs the [oracle] extra")
-make_tiny_checkpoint = load_tool("make_tiny_checkpoint")
+make_tiny_checkpoint = load_module("tools", "make_tiny_checkpoint")
 
 
 @pytest.mark.parametrize("variant", [*tiny_folder.VARIANTS])

@@ -18,13 +18,13 @@ import gemmule
 from gemmule import _core
 from gemmule._checks import byte_size
 from gemmule._convert import planning, stream
-from gemmule._convert.bundle import bundle, verify
+from gemmule._convert.bundle import verify
 from gemmule._convert.convert import convert, quantize_file
 from gemmule._convert.gguf_source import load_gguf, read_header, sections_of
 from gemmule._convert.gguf_writer import encode_value, lay_out
 from gemmule._convert.image import Image, Kv
 from gemmule._convert.imatrix import Imatrix, ImatrixEntry
-from gguf_parts import drafter_image, image, media_image, normal, spec, text_image, write_image
+from gguf_parts import drafter_image, image, normal, spec, text_image, write_bundle, write_image
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a media part and a drafter."""
-    folder = tmp_path_factory.mktemp("whole")
-    text = write_image(folder / "text.gguf", text_image(), "BF16")
-    media = write_image(folder / "media.gguf", media_image())
-    drafter = write_image(folder / "drafter.gguf", drafter_image())
-    bundle(text, mmproj=media, drafter=drafter, dst=folder / "whole.gguf")
-    return folder / "whole.gguf"
+    return write_bundle(tmp_path_factory.mktemp("whole") / "whole.gguf")
 
 
 def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:

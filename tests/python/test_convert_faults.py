@@ -23,19 +23,14 @@ from gemmule._convert import gguf_source, output, stream
 from gemmule._convert.bundle import bundle, split, verify
 from gemmule._convert.convert import convert
 from gemmule._convert.image import Image
-from gguf_parts import drafter_image, media_image, normal, spec, text_image, write_image
+from gguf_parts import normal, spec, text_image, write_bundle, write_image
 
 OLD = b"the file that was there before"
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("source")
-    text = write_image(folder / "text.gguf", text_image(), "BF16")
-    media = write_image(folder / "media.gguf", media_image())
-    drafter = write_image(folder / "drafter.gguf", drafter_image())
-    bundle(text, mmproj=media, drafter=drafter, dst=folder / "source.gguf")
-    return folder / "source.gguf"
+    return write_bundle(tmp_path_factory.mktemp("source") / "source.gguf")
 
 
 @pytest.fixture

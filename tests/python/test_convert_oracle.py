@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,30 +23,17 @@ import pytest
 
 import gemmule
 from gemmule import _core
+from project_modules import load_module
 
 pytestmark = pytest.mark.oracle
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.17")
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("xllamacpp")
-ROOT = Path(__file__).resolve().parent.parent.parent
 
-
-def _module(folder: str, name: str) -> ModuleType:
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-folders = _module("tools", "tiny_folder")
-checkpoints = _module("tools", "make_tiny_checkpoint")
-llamacpp = _module("benchmarks/engine", "llamacpp")
+folders = load_module("tools", "tiny_folder")
+checkpoints = load_module("tools", "make_tiny_checkpoint")
+llamacpp = load_module("benchmarks/engine", "llamacpp")
 
 TEXT_VARIANTS = [name for name, variant in folders.VARIANTS.items() if not variant.is_drafter]
 N_LONG = 90  # far beyond the window of 16

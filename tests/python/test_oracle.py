@@ -11,40 +11,24 @@ fell to the other side.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gemmule import _core
+from project_modules import load_module
 
 pytestmark = pytest.mark.oracle
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", minversion="5.17")
 gguf = pytest.importorskip("gguf")
-ROOT = Path(__file__).resolve().parent.parent.parent
 
-
-def _module(folder: str, name: str) -> ModuleType:
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _module("tools", "make_tiny_model")
-golden = _module("tools", "make_golden")
-reference = _module("benchmarks/quality", "reference")
+tiny = load_module("tools", "make_tiny_model")
+golden = load_module("tools", "make_golden")
+reference = load_module("benchmarks/quality", "reference")
 
 S, G = True, False
 SHAPES = {

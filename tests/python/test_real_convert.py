@@ -8,13 +8,10 @@ is benchmarks/quality/quantizers.py.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import gguf
 import numpy as np
@@ -22,9 +19,9 @@ import pytest
 
 import gemmule
 from gemmule import _core
+from project_modules import load_module
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
-ROOT = Path(__file__).resolve().parents[2]
 TEXT = (
     "The harbour lay quiet in the first light. Fishing boats rocked at their moorings, and the smell of "
     "salt and tar hung over the stones. Marta had walked this way every morning for forty years, first "
@@ -36,20 +33,10 @@ TEXT = (
 )
 
 
-def _tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def checkpoint(demo_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real") / "gemma-3-270m"
-    _tool("export_checkpoint").export(demo_model_path, folder, n_shards=3)
+    load_module("tools", "export_checkpoint").export(demo_model_path, folder, n_shards=3)
     return folder
 
 
@@ -87,7 +74,7 @@ def expected(converted: Callable[[str], Path]) -> np.ndarray:
 def test_bf16_file_holds_the_numbers_of_the_checkpoint(
     checkpoint: Path, converted: Callable[[str], Path]
 ) -> None:
-    names = _tool("export_checkpoint")._hf_name
+    names = load_module("tools", "export_checkpoint")._hf_name
     raw: dict[str, np.ndarray] = {}
     for shard in sorted(checkpoint.glob("*.safetensors")):
         data = np.fromfile(shard, np.uint8)

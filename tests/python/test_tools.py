@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
-    return module
+from project_modules import ROOT, load_module
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -62,7 +50,7 @@ def test_layers_finds_a_forbidden_include(tmp_path: Path, path: str, line: str, 
     for header in ("quant/blocks.h", "gguf/reader.h", "backend/cpu/cpu_backend.h", "core/error.h"):
         write(tmp_path / header, "#pragma once\n")
     write(tmp_path / path, line + "\n")
-    problems = list(load("check_layers").check_cpp(tmp_path))
+    problems = list(load_module("tools", "check_layers").check_cpp(tmp_path))
     assert len(problems) == 1
     assert complaint in problems[0]
     assert path in problems[0]
@@ -89,7 +77,7 @@ def test_layers_keeps_front_ends_on_the_public_modules(
     tmp_path: Path, path: str, line: str, allowed: bool
 ) -> None:
     write(tmp_path / path, line + "\n")
-    problems = list(load("check_layers").check_python(tmp_path))
+    problems = list(load_module("tools", "check_layers").check_python(tmp_path))
     assert bool(problems) is not allowed, problems
 
 
@@ -113,7 +101,7 @@ def test_sizes_measures_functions_not_classes_or_blocks() -> None:
     constexpr int kTable[] = {f(1), 2};
     }
     """
-    found = [(name, n_lines) for name, _, n_lines in load("check_sizes").cpp_functions(text)]
+    found = [(name, n_lines) for name, _, n_lines in load_module("tools", "check_sizes").cpp_functions(text)]
     assert found == [("f", 4), ("g", 7)]
 
 
@@ -139,7 +127,7 @@ def test_sizes_strict_fails_on_a_huge_file(tmp_path: Path) -> None:
     ],
 )
 def test_isa_objects_accepts_one_strong_function_only(listing: str, complaint: str | None) -> None:
-    problems = list(load("check_isa_objects").object_problems("avx2", listing))
+    problems = list(load_module("tools", "check_isa_objects").object_problems("avx2", listing))
     if complaint is None:
         assert problems == []
     else:
@@ -153,7 +141,7 @@ def test_isa_objects_needs_a_build(tmp_path: Path) -> None:
 
 
 def test_stub_is_made_strict_and_independent_of_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    gen_stubs = load("gen_stubs")
+    gen_stubs = load_module("tools", "gen_stubs")
     monkeypatch.setattr(gen_stubs, "_ruff", lambda arguments, text: text)
     raw = '''
 """The core."""
