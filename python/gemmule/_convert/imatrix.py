@@ -8,7 +8,7 @@ many rows; one matrix per expert), and, for reading, the older binary form.
 import os
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +46,15 @@ class ImatrixEntry:
 
 @dataclass(frozen=True)
 class Imatrix:
-    """An importance matrix. `chunk_size` is the tokens of a window, 0 if the file does not say."""
+    """An importance matrix. `chunk_size` is the tokens of a window, 0 if the file does not say; `origin`, for
+    messages, the file it was read from.
+    """
 
     entries: Mapping[str, ImatrixEntry]
     datasets: tuple[str, ...] = ()
     n_chunks: int = 0
     chunk_size: int = 0
+    origin: str = "the importance matrix"
 
     @property
     def name(self) -> str:
@@ -74,8 +77,8 @@ class Imatrix:
             return None
         if entry.sum2.size != n_cols * n_matrices or len(entry.counts) not in (1, n_matrices):
             raise FormatError(
-                f"the importance matrix has {entry.sum2.size} values, {len(entry.counts)} counts for {name}, "
-                f"which needs {n_matrices} x {n_cols}; it was made from another model."
+                f"{self.origin}: {entry.sum2.size} values and {len(entry.counts)} counts for {name}, which "
+                f"needs {n_matrices} x {n_cols}; it is of another model, make one with gemmule imatrix."
             )
         counts = np.maximum(entry.counts, 1).astype(np.float64)
         mean = entry.sum2.reshape(n_matrices, n_cols) / counts[:, None]
@@ -203,7 +206,7 @@ def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
         raise ModelNotFoundError(f"{path}: no such file; make one with gemmule imatrix.")
     with path.open("rb") as stream:
         is_gguf = stream.read(4) == b"GGUF"
-    return _read_gguf(path) if is_gguf else _Legacy(path).read()
+    return replace(_read_gguf(path) if is_gguf else _Legacy(path).read(), origin=str(path))
 
 
 def write_imatrix(path: str | os.PathLike[str], matrix: Imatrix, *, overwrite: bool = False) -> None:
