@@ -293,5 +293,7 @@ def test_equals_llama_imatrix_on_the_real_model(demo_model_path: Path) -> None:
 def test_a_matrix_of_another_model_is_named_with_its_file(tmp_path: Path) -> None:
     entry = ImatrixEntry(np.ones((1, 32), np.float32), np.array([4]))
     write_imatrix(tmp_path / "other.gguf", Imatrix({"blk.0.attn_q.weight": entry}))
-    with pytest.raises(FormatError, match=r"other\.gguf: 32 values .* blk\.0\.attn_q\.weight, which needs 1 x 64"):
+    with pytest.raises(
+        FormatError, match=r"other\.gguf: 32 values .* blk\.0\.attn_q\.weight, which needs 1 x 64"
+    ):
         read_imatrix(tmp_path / "other.gguf").importance("blk.0.attn_q.weight", 64)

@@ -78,7 +78,8 @@ class Imatrix:
         if entry.sum2.size != n_cols * n_matrices or len(entry.counts) not in (1, n_matrices):
             raise FormatError(
                 f"{self.origin}: {entry.sum2.size} values and {len(entry.counts)} counts for {name}, which "
-                f"needs {n_matrices} x {n_cols}; it is of another model, make one with gemmule imatrix."
+                f"needs {n_matrices} x {n_cols}; it was made from another model; make one "
+                "with gemmule imatrix."
             )
         counts = np.maximum(entry.counts, 1).astype(np.float64)
         mean = entry.sum2.reshape(n_matrices, n_cols) / counts[:, None]
