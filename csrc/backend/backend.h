@@ -91,18 +91,22 @@ class Backend {
   virtual Tensor place(const Tensor& file_view) = 0;
   virtual Rows alloc(int64_t n_rows, int64_t cols) = 0;  // zeroed; lives as long as the backend
   virtual Routes alloc_routes(int64_t n_rows, int64_t n_experts, int64_t n_used) = 0;
-  // Called once after loading with the largest step: reserves everything later calls need. No input of a
-  // product has more than max_rows * max_cols numbers.
+  // Called before the first computation with the largest step, and again when something larger is to come:
+  // reserves everything later calls need. No input of a product has more than max_rows * max_cols numbers.
   virtual void reserve(int64_t max_rows, int64_t max_cols, int64_t max_head_dim) = 0;
 
+  virtual void write(Rows y, const float* numbers) = 0;  // [y.n, y.cols] from the caller's memory
   virtual void copy(Rows y, Rows x) = 0;
-  virtual void add(Rows x, Rows y) = 0;  // x += y
+  virtual void add(Rows x, Rows y) = 0;                  // x += y
+  virtual void add_vector(Rows x, const Tensor& b) = 0;  // every row of x += b
   // y[i] = row tokens[i] of table, times scale
   virtual void embed(Rows y, const Tensor& table, std::span<const int32_t> tokens, float scale) = 0;
-  // y = x / rms(x) * w; y may be x
+  // y = x / rms(x) * w; y may be x; w empty: a norm without weight
   virtual void rms_norm(Rows y, Rows x, const Tensor& w, float eps) = 0;
   // x += rms_norm(y, w)
   virtual void add_rms_norm(Rows x, Rows y, const Tensor& w, float eps) = 0;
+  // y = (x - mean(x)) / sqrt(variance(x) + eps) * w + b; y may be x
+  virtual void layer_norm(Rows y, Rows x, const Tensor& w, const Tensor& b, float eps) = 0;
   // Several products of the same input, so that it is prepared once.
   virtual void matmul(std::span<const Product> products, Rows x) = 0;
   void matmul(Rows y, const Tensor& w, Rows x) {

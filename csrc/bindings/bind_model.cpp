@@ -1,37 +1,19 @@
-// Model, Session, Sampler and StopToken. Every call that computes releases the GIL first and then locks its
-// session.
-#include <pybind11/functional.h>
+// StopToken, Model and MediaEmbedder: what sessions stand on. Calls that compute release the GIL first and
+// then take the model's turn.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <atomic>
-#include <limits>
-#include <map>
-#include <mutex>
+#include <cmath>
 
 #include "bindings/gil.h"
 #include "bindings/module.h"
 #include "core/error.h"
-#include "core/owned_mutex.h"
-#include "engine/imatrix.h"
+#include "engine/loaded_media.h"
 #include "engine/memory_plan.h"
-#include "engine/session.h"
 
 namespace py = pybind11;
 
 namespace gemmule {
-namespace {
-
-using Tokens = py::array_t<int32_t, py::array::c_style>;
-using Floats = py::array_t<float, py::array::c_style>;
-
-// A copy: the caller's array could change while the GIL is released.
-std::vector<int32_t> ids_of(const Tokens& tokens, const char* name) {
-  if (tokens.ndim() != 1)
-    throw std::invalid_argument(cat(name, " must have one dimension, not ", tokens.ndim()));
-  return {tokens.data(), tokens.data() + tokens.size()};
-}
 
 DType kv_dtype(const std::string& name) {
   if (name == "f16") return DType::F16;
@@ -39,28 +21,10 @@ DType kv_dtype(const std::string& name) {
   throw std::invalid_argument(cat("kv_type \"", name, "\" is not known; choose \"f16\" or \"f32\""));
 }
 
-// A session and the lock that makes its calls queue.
-struct LockedSession {
-  LockedSession(std::shared_ptr<LoadedModel> model, int64_t n_ctx, DType kv_type)
-      : session(std::move(model), n_ctx, kv_type) {}
-  Session session;
-  OwnedMutex mutex;
-  std::atomic<int64_t> n_tokens{0};  // of `session`, readable while it runs
+namespace {
 
-  template <class Fn>
-  auto with(Fn&& fn) {
-    const py::gil_scoped_release nogil;
-    const OwnedLock lock(mutex);
-    const Publish publish{*this};
-    return fn(session);
-  }
-
-  // Publishes the number of tokens when a call ends, however it ends.
-  struct Publish {
-    LockedSession& self;
-    ~Publish() { self.n_tokens.store(static_cast<int64_t>(self.session.tokens().size())); }
-  };
-};
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
+using Floats = py::array_t<float, py::array::c_style>;
 
 std::shared_ptr<LoadedModel> load_model(const std::string& path, int n_threads, const std::string& isa,
                                         int64_t n_ubatch) {
@@ -68,276 +32,39 @@ std::shared_ptr<LoadedModel> load_model(const std::string& path, int n_threads, 
   return std::make_shared<LoadedModel>(GgufFile::open(path), LoadOptions{n_threads, isa, n_ubatch});
 }
 
-void append(LockedSession& self, const Tokens& tokens, const StopToken* stop, const py::object& progress) {
-  const std::vector<int32_t> ids = ids_of(tokens, "tokens");
-  CallStop call(stop);
-  Session::Progress report;
-  if (!progress.is_none()) {
-    report = [&progress](int64_t done, int64_t all) {
-      const py::gil_scoped_acquire gil;
-      progress(done, all);
-    };
-  }
-  self.with([&](Session& s) { s.append(ids, call.token(), report); });
-}
-
-// Refuses a hidden or logit row that is not finite, naming the position it belongs to.
-void check_rows(Rows rows, const char* what, int64_t position) {
-  for (int64_t i = 0; i < rows.n; ++i)
-    require_finite({rows.data + i * rows.cols, static_cast<size_t>(rows.cols)}, what, position + i);
-}
-
-Floats append_logits(LockedSession& self, const Tokens& tokens, const StopToken* stop) {
-  const std::vector<int32_t> ids = ids_of(tokens, "tokens");
-  const int64_t n_vocab = self.session.model().config().n_vocab;
-  self.with([&](Session& s) { s.check_room(ids); });  // before the rows are allocated
-  Floats out({static_cast<py::ssize_t>(ids.size()), static_cast<py::ssize_t>(n_vocab)});
-  float* rows = out.mutable_data();
-  CallStop call(stop);
-  self.with([&](Session& s) {
-    const auto before = static_cast<int64_t>(s.tokens().size());
-    s.append(ids, call.token(), {}, nullptr, [&](Gemma4& gemma, int64_t first, Rows hidden) {
-      for (int64_t row = 0; row < hidden.n; row += kLogitRows) {
-        call.token()->check();
-        const Rows z = gemma.logits(hidden.from(row, std::min(kLogitRows, hidden.n - row)));
-        check_rows(z, "logits", before + first + row);
-        std::copy_n(z.data, z.n * n_vocab, rows + (first + row) * n_vocab);
-      }
-    });
-  });
-  return out;
-}
-
-Floats append_hidden(LockedSession& self, const Tokens& tokens, const StopToken* stop) {
-  const std::vector<int32_t> ids = ids_of(tokens, "tokens");
-  const int64_t d_model = self.session.model().config().d_model;
-  self.with([&](Session& s) { s.check_room(ids); });
-  Floats out({static_cast<py::ssize_t>(ids.size()), static_cast<py::ssize_t>(d_model)});
-  float* rows = out.mutable_data();
-  CallStop call(stop);
-  self.with([&](Session& s) {
-    const auto before = static_cast<int64_t>(s.tokens().size());
-    s.append(ids, call.token(), {}, nullptr, [&](Gemma4&, int64_t first, Rows hidden) {
-      check_rows(hidden, "hidden states", before + first);
-      std::copy_n(hidden.data, hidden.n * d_model, rows + first * d_model);
-    });
-  });
-  return out;
-}
-
-py::tuple append_score(LockedSession& self, const Tokens& tokens, const Tokens& targets, int64_t top,
-                       const StopToken* stop) {
-  const std::vector<int32_t> ids = ids_of(tokens, "tokens");
-  const std::vector<int32_t> wanted = ids_of(targets, "targets");
-  const int64_t n_vocab = self.session.model().config().n_vocab;
-  if (wanted.size() != ids.size()) throw std::invalid_argument("targets must be as long as tokens");
-  if (top < 0 || top > n_vocab) throw std::invalid_argument(cat("top is ", top, "; choose 0 to ", n_vocab));
-  for (const int32_t target : wanted)
-    if (target >= n_vocab)
-      throw std::invalid_argument(cat("target ", target, " is outside the vocabulary of ", n_vocab));
-  const auto n = static_cast<py::ssize_t>(ids.size());
-  Floats logprobs(n), top_values({n, static_cast<py::ssize_t>(top)});
-  Tokens top_ids({n, static_cast<py::ssize_t>(top)});
-  float* lp = logprobs.mutable_data();
-  float* values = top_values.mutable_data();
-  int32_t* best = top_ids.mutable_data();
-  std::fill_n(lp, n, std::numeric_limits<float>::quiet_NaN());
-  std::fill_n(values, top_values.size(), std::numeric_limits<float>::quiet_NaN());
-  std::fill_n(best, top_ids.size(), -1);
-  CallStop call(stop);
-  self.with([&](Session& s) {
-    const auto before = static_cast<int64_t>(s.tokens().size());
-    s.append(ids, call.token(), {}, nullptr, [&](Gemma4& gemma, int64_t first, Rows hidden) {
-      // Only runs of rows somebody asked for reach the head.
-      for (int64_t row = 0; row < hidden.n;) {
-        if (wanted[static_cast<size_t>(first + row)] < 0) {
-          ++row;
-          continue;
-        }
-        int64_t n_rows = 1;
-        while (n_rows < kLogitRows && row + n_rows < hidden.n &&
-               wanted[static_cast<size_t>(first + row + n_rows)] >= 0)
-          ++n_rows;
-        call.token()->check();
-        const Rows z = gemma.logits(hidden.from(row, n_rows));
-        check_rows(z, "logits", before + first + row);
-        for (int64_t i = 0; i < n_rows; ++i) {
-          const int64_t at = first + row + i;
-          const std::span<const float> logits(z.data + i * n_vocab, static_cast<size_t>(n_vocab));
-          const double log_z = log_sum_exp(logits);
-          lp[at] = static_cast<float>(logits[static_cast<size_t>(wanted[static_cast<size_t>(at)])] - log_z);
-          if (top == 0) continue;
-          int64_t rank = 0;
-          for (const auto& [token, logprob] : top_logprobs(logits, top, log_z)) {
-            best[at * top + rank] = token;
-            values[at * top + rank++] = logprob;
-          }
-        }
-        row += n_rows;
-      }
-    });
-  });
-  return py::make_tuple(logprobs, top_ids, top_values);
-}
-
-bool is_tap(const std::string& name, int64_t n_layers) {
-  if (name == "embed" || name == "output_norm" || name == "ple_model_in") return true;
-  for (const char* kind : {"attn_in", "attn_heads", "attn_out", "ffn_in", "ffn_act", "router_in", "ffn_out",
-                           "ple_in", "ple_act", "layer_out"})
-    for (int64_t layer = 0; layer < n_layers; ++layer)
-      if (name == cat(kind, ".", layer)) return true;
-  return false;
-}
-
-py::dict append_taps(LockedSession& self, const Tokens& tokens, const std::vector<std::string>& names) {
-  const std::vector<int32_t> ids = ids_of(tokens, "tokens");
-  std::map<std::string, std::vector<float>> seen;
-  std::map<std::string, int64_t> cols;
-  for (const std::string& name : names) {
-    if (!is_tap(name, self.session.model().config().n_layers))
-      throw std::invalid_argument(cat("there is no tap called \"", name, "\"; see append_taps"));
-    seen[name];
-  }
-  const Tap tap = [&](const char* name, int64_t layer, Rows values) {
-    const auto it = seen.find(layer < 0 ? std::string(name) : cat(name, ".", layer));
-    if (it == seen.end()) return;
-    it->second.insert(it->second.end(), values.data, values.data + values.n * values.cols);
-    cols[it->first] = values.cols;
-  };
-  CallStop call(nullptr);
-  self.with([&](Session& s) { s.append(ids, call.token(), {}, &tap); });
-  py::dict out;
-  for (const auto& [name, values] : seen) {
-    const int64_t width = std::max<int64_t>(1, cols[name]);
-    Floats rows({static_cast<py::ssize_t>(values.size()) / width, static_cast<py::ssize_t>(width)});
-    std::copy(values.begin(), values.end(), rows.mutable_data());
-    out[py::str(name)] = rows;
-  }
-  return out;
-}
-
-// A collector and the lock that lets sessions feed it one after the other.
-struct LockedCollector {
-  LockedCollector(std::shared_ptr<LoadedModel> of, bool head)
-      : model(std::move(of)), collector(model->file(), model->config(), head) {}
-  std::shared_ptr<LoadedModel> model;
-  ImportanceCollector collector;
-  OwnedMutex mutex;
-};
-
-void append_importance(LockedSession& self, const Tokens& tokens, LockedCollector& into,
-                       const StopToken* stop) {
-  const std::vector<int32_t> ids = ids_of(tokens, "tokens");
-  if (&self.session.model() != into.model.get())
-    throw std::invalid_argument("the collector belongs to another model than the session");
-  CallStop call(stop);
-  self.with([&](Session& s) {
-    const OwnedLock lock(into.mutex);
-    const Tap tap = into.collector.tap();
-    // Consuming the hidden states leaves out the head, which nobody asked for.
-    s.append(ids, call.token(), {}, &tap, [](Gemma4&, int64_t, Rows) {});
-    into.collector.check();
-  });
-}
-
-py::list importance_entries(LockedCollector& self) {
-  OwnedLock lock(self.mutex, std::defer_lock);
-  {
-    const py::gil_scoped_release nogil;
-    lock.lock();
-  }
-  py::list out;
-  for (const ImportanceCollector::Entry& entry : self.collector.entries()) {
-    const ImportanceCollector::Sums& sums = *entry.sums;
-    py::array_t<double> sum2(
-        {static_cast<py::ssize_t>(sums.n_matrices), static_cast<py::ssize_t>(sums.n_cols)});
-    std::copy(sums.sum2.begin(), sums.sum2.end(), sum2.mutable_data());
-    const py::array_t<int64_t> counts(static_cast<py::ssize_t>(sums.counts.size()), sums.counts.data());
-    out.append(py::make_tuple(entry.tensor, sum2, counts));
-  }
-  return out;
-}
-
-Floats logits(LockedSession& self) {
-  Floats out(self.session.model().config().n_vocab);
-  float* row = out.mutable_data();
-  CallStop call(nullptr);
-  self.with([&](Session& s) {
-    const auto values = s.logits(call.token());
-    std::copy(values.begin(), values.end(), row);
-  });
-  return out;
-}
-
-// A sampler has scratch of its own, so two threads that share one take turns.
-struct LockedSampler {
-  Sampler sampler;
-  std::mutex mutex;
-};
-
-py::tuple sample(LockedSession& self, LockedSampler& sampler, int64_t n_prompt) {
-  CallStop call(nullptr);
-  const Sampled result = self.with([&](Session& s) {
-    s.logits(call.token());
-    const std::lock_guard lock(sampler.mutex);
-    return s.sample(sampler.sampler, static_cast<size_t>(n_prompt));
-  });
-  return py::make_tuple(result.token, result.logprob, result.top);
-}
-
-Tokens session_tokens(LockedSession& self) {
-  const std::vector<int32_t> tokens = self.with([](Session& s) { return s.tokens(); });
-  return Tokens(static_cast<py::ssize_t>(tokens.size()), tokens.data());
-}
-
-void append_together(const std::vector<LockedSession*>& sessions, const std::vector<Tokens>& pieces) {
-  if (sessions.empty() || sessions.size() != pieces.size())
-    throw std::invalid_argument("append_together needs one piece of tokens for every session");
-  if (std::find(sessions.begin(), sessions.end(), nullptr) != sessions.end())
-    throw std::invalid_argument("append_together needs sessions, not None");
-  std::vector<std::vector<int32_t>> ids;
-  for (const Tokens& piece : pieces) ids.push_back(ids_of(piece, "tokens"));
-  std::vector<LockedSession*> order =
-      sessions;  // locked in address order, so that two such calls cannot deadlock
-  std::sort(order.begin(), order.end());
-  if (std::adjacent_find(order.begin(), order.end()) != order.end())
-    throw std::invalid_argument("append_together needs different sessions");
-  std::vector<Session*> plain;
-  for (LockedSession* s : sessions) plain.push_back(&s->session);
-  CallStop call(nullptr);
+std::unique_ptr<LoadedMedia> load_media(std::shared_ptr<LoadedModel> model, std::shared_ptr<GgufFile> file) {
   const py::gil_scoped_release nogil;
-  std::vector<OwnedLock> locks;
-  for (LockedSession* s : order) locks.emplace_back(s->mutex);
-  Session::append_together(plain, ids, call.token());
-  for (LockedSession* s : order) s->n_tokens.store(static_cast<int64_t>(s->session.tokens().size()));
+  return std::make_unique<LoadedMedia>(std::move(model), std::move(file));
 }
 
-std::unique_ptr<LockedSampler> make_sampler(float temperature, int32_t top_k, float top_p, float min_p,
-                                            float repeat_penalty, float presence_penalty,
-                                            float frequency_penalty,
-                                            const std::map<int32_t, float>& logit_bias,
-                                            const std::vector<int32_t>& suppress, uint64_t seed,
-                                            int32_t n_logprobs) {
-  const auto check = [](bool ok, const char* message) {
-    if (!ok) throw std::invalid_argument(message);
-  };
-  check(temperature >= 0 && temperature <= 100, "temperature must lie between 0 and 100");
-  check(top_k >= 0, "top_k must be 0 (off) or more");
-  check(top_p > 0 && top_p <= 1, "top_p must lie in (0, 1]");
-  check(min_p >= 0 && min_p <= 1, "min_p must lie in [0, 1]");
-  check(repeat_penalty > 0 && repeat_penalty <= 100, "repeat_penalty must lie in (0, 100]");
-  check(presence_penalty >= -100 && presence_penalty <= 100,
-        "presence_penalty must lie between -100 and 100");
-  check(frequency_penalty >= -100 && frequency_penalty <= 100,
-        "frequency_penalty must lie between -100 and 100");
-  SamplerOptions options{temperature,       top_k, top_p,    min_p, repeat_penalty, presence_penalty,
-                         frequency_penalty, {},    suppress, seed,  n_logprobs};
-  for (const auto& [token, bias] : logit_bias) {
-    check(bias == bias && bias != std::numeric_limits<float>::infinity(),
-          "logit_bias must not be NaN or +inf");
-    options.logit_bias.emplace_back(token, bias);
-  }
-  return std::unique_ptr<LockedSampler>(new LockedSampler{Sampler(std::move(options)), {}});
+Floats new_rows(const LoadedMedia& self, int64_t n_rows) {
+  return Floats({static_cast<py::ssize_t>(n_rows), static_cast<py::ssize_t>(self.config().d_model)});
+}
+
+Floats embed_image(LoadedMedia& self, const Bytes& pixels, const StopToken* stop) {
+  if (pixels.ndim() != 3 || pixels.shape(2) != 3)
+    throw std::invalid_argument("pixels must have the shape [height, width, 3]");
+  const int64_t height = pixels.shape(0), width = pixels.shape(1);
+  Floats out = new_rows(self, self.image_rows(height, width));
+  const uint8_t* from = pixels.data();
+  float* to = out.mutable_data();
+  const CallStop call(stop);
+  const py::gil_scoped_release nogil;
+  self.embed_image(from, height, width, to, call.token());
+  return out;
+}
+
+Floats embed_audio(LoadedMedia& self, const Floats& samples, const StopToken* stop) {
+  if (samples.ndim() != 1) throw std::invalid_argument("samples must have one dimension");
+  Floats out = new_rows(self, self.audio_rows(samples.size()));
+  const std::span<const float> from(samples.data(), static_cast<size_t>(samples.size()));
+  float* to = out.mutable_data();
+  const CallStop call(stop);
+  const py::gil_scoped_release nogil;
+  for (size_t i = 0; i < from.size(); ++i)
+    if (!std::isfinite(from[i])) throw std::invalid_argument(cat("sample ", i, " is not a finite number"));
+  self.embed_audio(from, to, call.token());
+  return out;
 }
 
 py::dict memory_plan(const GgufFile& file, int64_t n_ctx, const std::string& kv_type, int64_t n_ubatch) {
@@ -364,16 +91,6 @@ void bind_model(py::module_& m) {
       .def("reset", &StopToken::reset)
       .def_property_readonly("cancelled", &StopToken::cancelled);
 
-  py::class_<LockedSampler>(m, "Sampler", "How the next token is chosen from the logits.")
-      .def(py::init(&make_sampler), py::kw_only(), py::arg("temperature") = 1.0f, py::arg("top_k") = 0,
-           py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repeat_penalty") = 1.0f,
-           py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,
-           py::arg("logit_bias") = std::map<int32_t, float>(), py::arg("suppress") = std::vector<int32_t>(),
-           py::arg("seed") = 0, py::arg("n_logprobs") = -1);
-
-  // Declared before Model, whose signatures name it.
-  py::class_<LockedSession> session(m, "Session", "One timeline of tokens that keeps its keys and values.");
-
   py::class_<LoadedModel, std::shared_ptr<LoadedModel>>(m, "Model", "A loaded model; sessions share it.")
       .def(py::init(&load_model), py::arg("path"), py::kw_only(), py::arg("n_threads") = 0,
            py::arg("isa") = "", py::arg("n_ubatch") = 256)
@@ -398,51 +115,26 @@ void bind_model(py::module_& m) {
       .def_property_readonly("n_threads",
                              [](const LoadedModel& model) { return model.backend().n_threads(); })
       .def_property_readonly("isa",
-                             [](const LoadedModel& model) { return std::string(model.backend().isa()); })
-      .def(
-          "session",
-          [](std::shared_ptr<LoadedModel> model, int64_t n_ctx, const std::string& kv_type) {
-            return std::make_unique<LockedSession>(std::move(model), n_ctx, kv_dtype(kv_type));
-          },
-          py::kw_only(), py::arg("n_ctx"), py::arg("kv_type") = "f16");
+                             [](const LoadedModel& model) { return std::string(model.backend().isa()); });
 
-  py::class_<LockedCollector>(m, "ImportanceCollector",
-                              "Sums of squares of the inputs of every matrix, over the appended tokens.")
-      .def(py::init<std::shared_ptr<LoadedModel>, bool>(), py::arg("model").none(false), py::kw_only(),
-           py::arg("head") = false)
-      .def("entries", &importance_entries,
-           "(tensor, float64 [n_matrices, n_cols] sums of squares, int64 [n_matrices] rows) of each matrix.");
-
-  session.def_property_readonly("n_ctx", [](const LockedSession& s) { return s.session.n_ctx(); })
-      .def_property_readonly("kv_bytes", [](const LockedSession& s) { return s.session.kv_bytes(); })
-      .def_property_readonly("n_tokens", [](const LockedSession& s) { return s.n_tokens.load(); })
-      .def_property_readonly("tokens", &session_tokens)
-      .def("append", &append, py::arg("tokens").noconvert(), py::kw_only(), py::arg("stop") = nullptr,
-           py::arg("progress") = py::none(), "Run tokens; all are kept or, on an exception, none.")
-      .def("logits", &logits, "float32 [n_vocab] of the last token.")
-      .def("append_logits", &append_logits, py::arg("tokens").noconvert(), py::kw_only(),
-           py::arg("stop") = nullptr, "Run tokens and return float32 [n, n_vocab].")
-      .def("append_hidden", &append_hidden, py::arg("tokens").noconvert(), py::kw_only(),
+  py::class_<LoadedMedia>(m, "MediaEmbedder", "Turns images and sound into rows that a model reads.")
+      .def(py::init(&load_media), py::arg("model").none(false), py::arg("file").none(false))
+      .def_property_readonly("has_image", [](const LoadedMedia& self) { return self.config().has_image; })
+      .def_property_readonly("has_audio", [](const LoadedMedia& self) { return self.config().has_audio; })
+      .def_property_readonly("d_model", [](const LoadedMedia& self) { return self.config().d_model; })
+      .def_property_readonly("patch_size", [](const LoadedMedia& self) { return self.config().tile; })
+      .def_property_readonly("n_positions", [](const LoadedMedia& self) { return self.config().n_positions; })
+      .def_property_readonly("samples_per_token",
+                             [](const LoadedMedia& self) { return self.config().samples_per_token; })
+      .def_property_readonly("image_attention",
+                             [](const LoadedMedia& self) { return self.config().image_attention; })
+      .def("embed_image", &embed_image, py::arg("pixels").noconvert(), py::kw_only(),
            py::arg("stop") = nullptr,
-           "Run tokens and return the hidden states after the last norm, float32 [n, d_model].")
-      .def("append_score", &append_score, py::arg("tokens").noconvert(), py::arg("targets").noconvert(),
-           py::kw_only(), py::arg("top") = 0, py::arg("stop") = nullptr,
-           "Run tokens; log-probability of targets[i] after tokens[i] (targets < 0: nan) and the top "
-           "alternatives.")
-      .def("append_taps", &append_taps, py::arg("tokens").noconvert(), py::arg("names"),
-           "Run tokens and return named intermediates: embed, attn_in.i, attn_heads.i, attn_out.i, ffn_in.i, "
-           "ffn_act.i, ffn_out.i, layer_out.i, output_norm, and the others of docs/MODEL.md.")
-      .def("append_importance", &append_importance, py::arg("tokens").noconvert(), py::arg("collector"),
-           py::kw_only(), py::arg("stop") = nullptr,
-           "Run tokens and add the squares of every matrix's inputs to the collector.")
-      .def("sample", &sample, py::arg("sampler"), py::arg("n_prompt") = 0,
-           "(token, log-probability, alternatives) drawn from the logits of the last token; does not append.")
-      .def(
-          "rewind", [](LockedSession& s, int64_t n) { s.with([n](Session& x) { x.rewind(n); }); },
-          py::arg("n"), "Keep the first n tokens.");
+           "uint8 [height, width, 3], sides multiples of patch_size -> float32 [n, d_model], a row per tile.")
+      .def("embed_audio", &embed_audio, py::arg("samples").noconvert(), py::kw_only(),
+           py::arg("stop") = nullptr,
+           "float32 samples -> float32 [n, d_model], a row for each samples_per_token of them.");
 
-  m.def("append_together", &append_together, py::arg("sessions"), py::arg("pieces"),
-        "Append one piece of tokens to each of several sessions of a model in one shared step.");
   m.def("memory_plan", &memory_plan, py::arg("file"), py::kw_only(), py::arg("n_ctx"),
         py::arg("kv_type") = "f16", py::arg("n_ubatch") = 256, "Bytes a model needs, from its header alone.");
 }

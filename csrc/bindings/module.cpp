@@ -1,5 +1,5 @@
-// gemmule._core: the extension module. Errors, machine facts and the file view live here; models in
-// bind_model.cpp.
+// gemmule._core: the extension module. Errors, machine facts and conversions of numbers live here; files in
+// bind_gguf.cpp, models and media embedders in bind_model.cpp, sessions in bind_session.cpp.
 #include "bindings/module.h"
 
 #include <pybind11/numpy.h>
@@ -123,6 +123,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   gemmule::bind_errors(m);
   gemmule::bind_gguf(m);
   gemmule::bind_model(m);
+  gemmule::bind_session(m);
   gemmule::bind_encoder(m);
   m.def("dequantize", &gemmule::dequantize, py::arg("data").noconvert(), py::arg("type"),
         "uint8 blocks of a tensor type -> float32, one dimension.");

@@ -1,12 +1,20 @@
+// The parts of the extension module; module.cpp calls them in order.
 #pragma once
 
 #include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "core/dtype.h"
 
 namespace gemmule {
 
 void bind_errors(pybind11::module_& m);
 void bind_gguf(pybind11::module_& m);
-void bind_encoder(pybind11::module_& m);  // after bind_model, whose StopToken it takes
-void bind_model(pybind11::module_& m);
+void bind_model(pybind11::module_& m);    // StopToken, Model, MediaEmbedder
+void bind_session(pybind11::module_& m);  // after bind_model, whose classes it takes; so does the next
+void bind_encoder(pybind11::module_& m);
+
+DType kv_dtype(const std::string& name);  // "f16" or "f32"; throws std::invalid_argument
 
 }  // namespace gemmule

@@ -1,5 +1,7 @@
 #include "engine/loaded_model.h"
 
+#include <algorithm>
+
 #include "core/error.h"
 #include "engine/memory_plan.h"
 
@@ -30,6 +32,20 @@ LoadedModel::LoadedModel(std::shared_ptr<const GgufFile> file, const LoadOptions
       weights_(Weights::bind(*file_, config_, *backend_)),
       n_ubatch_(checked_ubatch(config_, options.n_ubatch)),
       gemma_(config_, weights_, *backend_, n_ubatch_, kLogitRows) {}
+
+Gemma4& LoadedModel::for_rows(int64_t n_rows) {
+  if (n_rows <= n_ubatch_) return gemma_;
+  if (n_rows > large_rows_) {
+    const int64_t need = Gemma4::scratch_bytes(config_, n_rows - large_rows_, 0), have = available_memory();
+    if (have > 0 && need > have)
+      throw NotEnoughMemoryError(cat("an image of ", n_rows, " tokens needs ", need >> 20, " MiB and ",
+                                     have >> 20, " MiB are free; use fewer tokens for it"));
+  }
+  if (!large_gemma_)
+    large_gemma_ = std::make_unique<Gemma4>(config_, weights_, *backend_, kMaxBlock, kLogitRows);
+  large_rows_ = std::max(large_rows_, n_rows);
+  return *large_gemma_;
+}
 
 int64_t LoadedModel::n_params() const {
   int64_t n = 0;

@@ -22,6 +22,9 @@ struct LoadOptions {
 inline constexpr int64_t kMaxUbatch = 4096;
 inline constexpr int64_t kLogitRows = 16;  // rows of logits held at a time: 16 MB at Gemma's vocabulary
 
+// Rows of the longest block, which is always one step: the largest number of tokens an image may have.
+inline constexpr int64_t kMaxBlock = 1120;
+
 void check_ubatch(int64_t n_ubatch);  // throws std::invalid_argument
 
 class LoadedModel {
@@ -38,21 +41,35 @@ class LoadedModel {
   int64_t n_params() const;
   int64_t weight_bytes() const;
 
-  // fn(gemma) with the model to itself; checks first that the file is still whole.
+  // fn(gemma) with the model to itself, for a step of up to n_rows rows; checks first that the file is still
+  // whole. Steps of more than n_ubatch rows (a long image) throw NotEnoughMemoryError where they cannot fit.
   template <class Fn>
-  auto run(Fn&& fn) {
+  auto run(int64_t n_rows, Fn&& fn) {
     const OwnedLock lock(mutex_);
     file_->file().check_not_truncated();
-    return fn(gemma_);
+    return fn(for_rows(n_rows));
+  }
+
+  // fn(backend) with the model to itself, for what is computed beside the forward pass.
+  template <class Fn>
+  auto run_beside(Fn&& fn) {
+    const OwnedLock lock(mutex_);
+    return fn(*backend_);
   }
 
  private:
+  Gemma4& for_rows(int64_t n_rows);
+
   std::shared_ptr<const GgufFile> file_;
   Config config_;
   std::unique_ptr<Backend> backend_;
   Weights weights_;
   int64_t n_ubatch_;
   Gemma4 gemma_;
+  // For steps of up to kMaxBlock rows. Made when the first such step comes, so that a model that only reads
+  // text never reserves their memory; of what it reserves, pages are taken as rows are used.
+  std::unique_ptr<Gemma4> large_gemma_;
+  int64_t large_rows_ = 0;  // of the largest step so far that had the memory
   OwnedMutex mutex_;
 };
 

@@ -106,6 +106,16 @@ void Sampler::adjust(std::span<const int32_t> history, size_t n_prompt) {
     if (valid(token)) work_[static_cast<size_t>(token)] = kMinusInf;
 }
 
+// Tokens whose bit is 0 get what suppressed ones have: nothing before or after can bring them back.
+void Sampler::forbid(std::span<const uint32_t> mask) {
+  for (size_t word = 0; word < mask.size(); ++word) {
+    const size_t first = 32 * word, end = std::min(first + 32, work_.size());
+    if (mask[word] == 0xffffffffu) continue;
+    for (size_t t = first; t < end; ++t)
+      if ((mask[word] >> (t - first) & 1u) == 0) work_[t] = kMinusInf;
+  }
+}
+
 // The candidates that may be drawn. With top-k the k largest, best first, ties by token id, in one pass with
 // a rising threshold: after the first k entries few of the 262,144 logits are looked at twice. Without, all
 // of them, in order only where top-p needs it.
@@ -148,19 +158,27 @@ void Sampler::keep_probable() {
 }
 
 Sampled Sampler::sample(std::span<const float> logits, std::span<const int32_t> history, size_t n_prompt,
-                        int64_t position) {
+                        int64_t position, std::span<const uint32_t> mask) {
   require_finite(logits, "logits", position);
+  if (!mask.empty() && mask.size() != (logits.size() + 31) / 32)
+    throw std::invalid_argument(cat("the mask has ", mask.size(), " words; ", logits.size(), " tokens need ",
+                                    (logits.size() + 31) / 32));
   work_.assign(logits.begin(), logits.end());
   adjust(history, n_prompt);
+  forbid(mask);
+  const auto check_some_left = [&](bool some_left) {
+    if (some_left) return;
+    if (mask.empty()) throw Error("every token is suppressed; relax logit_bias");
+    throw std::invalid_argument("no token is allowed: the mask and the suppressed tokens leave none");
+  };
 
   Sampled result;
   if (options_.temperature == 0) {
     result.token = argmax(work_);
-    if (work_[static_cast<size_t>(result.token)] == kMinusInf)
-      throw Error("every token is suppressed; relax logit_bias");
+    check_some_left(work_[static_cast<size_t>(result.token)] > kMinusInf);
   } else {
     keep_top_k();
-    if (candidates_.empty()) throw Error("every token is suppressed; relax logit_bias");
+    check_some_left(!candidates_.empty());
     float highest = kMinusInf;  // taken off first, so that a tiny temperature cannot overflow the best
     for (const Candidate& c : candidates_) highest = std::max(highest, c.logit);
     for (Candidate& c : candidates_) c.logit = (c.logit - highest) / options_.temperature;

@@ -1,7 +1,7 @@
-// From a row of logits to a token. The order is fixed: suppression and bias, penalties, temperature, top-k,
-// top-p, min-p, then a draw. The draw takes the candidate with the largest log-probability plus Gumbel noise
-// that depends only on (seed, position, token), so the text of a seed does not change with threads, batching
-// or drafting.
+// From a row of logits to a token. The order is fixed: suppression, mask and bias, penalties, temperature,
+// top-k, top-p, min-p, then a draw. The draw takes the candidate with the largest log-probability plus Gumbel
+// noise that depends only on (seed, position, token), so the text of a seed does not change with threads,
+// batching or drafting.
 #pragma once
 
 #include <cstdint>
@@ -38,10 +38,11 @@ class Sampler {
   explicit Sampler(SamplerOptions options) : options_(std::move(options)) {}
 
   // logits: [n_vocab], left unchanged. history: all tokens so far, of which the first n_prompt are the
-  // prompt. position: index the drawn token will have. Throws Error when the logits are not finite, naming
-  // the position.
+  // prompt. position: index the drawn token will have. mask: bit t % 32 of word t / 32 says whether token t
+  // is allowed, [(n_vocab + 31) / 32]; empty: all are. Throws Error when the logits are not finite, naming
+  // the position, and std::invalid_argument when the mask leaves no token.
   Sampled sample(std::span<const float> logits, std::span<const int32_t> history, size_t n_prompt,
-                 int64_t position);
+                 int64_t position, std::span<const uint32_t> mask = {});
 
   const SamplerOptions& options() const { return options_; }
 
@@ -51,6 +52,7 @@ class Sampler {
     int32_t token;
   };
   void adjust(std::span<const int32_t> history, size_t n_prompt);
+  void forbid(std::span<const uint32_t> mask);
   void keep_top_k();
   void keep_probable();
 

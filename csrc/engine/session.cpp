@@ -1,7 +1,7 @@
 #include "engine/session.h"
 
 #include <algorithm>
-#include <cstring>
+#include <numeric>
 
 #include "core/error.h"
 #include "engine/memory_plan.h"
@@ -41,7 +41,7 @@ Session::Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, DType kv_typ
       kv_(model_->config(), checked_context(*model_, n_ctx, kv_type), kv_type, model_->n_ubatch()) {}
 
 void Session::check_room(std::span<const int32_t> tokens) const {
-  const auto n = static_cast<int64_t>(tokens_.size() + tokens.size());
+  const int64_t n = n_tokens() + static_cast<int64_t>(tokens.size());
   if (n > n_ctx())
     throw ContextLengthError(
         cat("the prompt needs ", n, " tokens and the context holds ", n_ctx(), "; shorten it or raise n_ctx"),
@@ -56,45 +56,98 @@ void Session::check_ids(std::span<const int32_t> tokens) const {
           cat("token ", i, " is ", tokens[i], ", outside the vocabulary of ", n_vocab));
 }
 
-void Session::append(std::span<const int32_t> tokens, const StopToken* stop, const Progress& progress,
-                     const Tap* tap, const Consume& consume) {
+// The order and the places of the media of n appended tokens.
+void Session::check_media(std::span<const MediaRows> media, int64_t n) const {
+  if (!media.empty() && model_->config().d_ple > 0)
+    throw UnsupportedError(cat(model_->file().path(), ": images and sound are not supported for models with ",
+                               "a per-layer embedding; use Gemma 4 12B for them"));
+  int64_t free = 0;  // first row that the next one may have
+  for (size_t i = 0; i < media.size(); ++i) {
+    const MediaRows& m = media[i];
+    if (m.n_rows < 1 || m.first < free || m.n_rows > n - m.first)
+      throw std::invalid_argument(cat("media ", i, " has ", m.n_rows, " rows from row ", m.first,
+                                      " on; it must lie behind the one before it and inside the ", n,
+                                      " tokens"));
+    if (m.is_block && m.n_rows > kMaxBlock)
+      throw std::invalid_argument(
+          cat("media ", i, " is a block of ", m.n_rows, " rows; at most ", kMaxBlock, " can see each other"));
+    free = m.end();
+  }
+}
+
+void Session::append(std::span<const int32_t> tokens, std::span<const MediaRows> media, const StopToken* stop,
+                     const Progress& progress, const Tap* tap, const Consume& consume) {
   check_room(tokens);
   check_ids(tokens);
+  check_media(media, static_cast<int64_t>(tokens.size()));
   if (tokens.empty()) return;
   replay(stop);
-  const auto before = static_cast<int64_t>(tokens_.size());
+  const int64_t before = n_tokens();
+  std::vector<MediaRows> placed(media.begin(), media.end());  // by position
+  for (MediaRows& m : placed) m.first += before;
+  media_.reserve(media_.size() + placed.size());
+  tokens_.reserve(tokens_.size() + tokens.size());
   logits_.clear();
   try {
-    run_rows(tokens, before, stop, progress, tap, consume);
+    run_rows({tokens, before, placed}, stop, progress, tap, consume);
   } catch (...) {
     rewind(before);
     throw;
   }
   tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
+  media_.insert(media_.end(), placed.begin(), placed.end());
 }
 
-// Steps of at most n_ubatch rows; the model is free for other sessions between them.
-void Session::run_rows(std::span<const int32_t> tokens, int64_t pos, const StopToken* stop,
-                       const Progress& progress, const Tap* tap, const Consume& consume) {
-  const auto n = static_cast<int64_t>(tokens.size());
-  for (int64_t first = 0; first < n;) {
-    const int64_t rows = std::min(model_->n_ubatch(), n - first);
-    positions_.resize(static_cast<size_t>(rows));
-    for (int64_t i = 0; i < rows; ++i) positions_[static_cast<size_t>(i)] = pos + first + i;
-    const Batch::Sequence sequence{0, rows, &kv_};
-    const Batch batch{tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(rows)), positions_,
-                      std::span(&sequence, 1)};
-    n_written_ = std::max(n_written_, pos + first + rows);
-    model_->run([&](Gemma4& gemma) {
+// Where the step from position `pos` on ends: after n_ubatch rows, but before a block that would not fit. A
+// block that no step holds is a step of its own.
+int64_t Session::step_end(const Piece& piece, int64_t pos) const {
+  const int64_t end = std::min(piece.end(), pos + model_->n_ubatch());
+  for (const MediaRows& m : piece.media)
+    if (m.is_block && pos <= m.first && m.first < end && m.end() > end)
+      return m.first > pos ? m.first : m.end();
+  return end;
+}
+
+// The memory that a step needs beyond what every session has.
+void Session::reserve_step(int64_t n_rows) {
+  if (n_rows <= model_->n_ubatch()) return;
+  const int64_t need = kv_.bytes_for_rows(n_rows) - kv_.size_bytes(), have = available_memory();
+  if (have > 0 && need > have)
+    throw NotEnoughMemoryError(cat("an image of ", n_rows, " tokens needs ", need >> 20,
+                                   " MiB for keys and values and ", have >> 20,
+                                   " MiB are free; use fewer tokens for it"));
+  kv_.reserve_rows(n_rows);
+}
+
+// Step by step; the model is free for other sessions between them.
+void Session::run_rows(const Piece& piece, const StopToken* stop, const Progress& progress, const Tap* tap,
+                       const Consume& consume) {
+  const int64_t d_model = model_->config().d_model, end = piece.end();
+  for (int64_t pos = piece.pos; pos < end;) {
+    const int64_t next = step_end(piece, pos), n_rows = next - pos, first = pos - piece.pos;
+    reserve_step(n_rows);
+    positions_.resize(static_cast<size_t>(n_rows));
+    std::iota(positions_.begin(), positions_.end(), pos);
+    step_media_.clear();
+    for (const MediaRows& m : piece.media) {
+      const int64_t from = std::max(m.first, pos), to = std::min(m.end(), next);
+      if (from < to)
+        step_media_.push_back(
+            {from - pos, to - from, m.vectors.get() + (from - m.first) * d_model, m.is_block});
+    }
+    const Batch::Sequence sequence{0, n_rows, &kv_};
+    const Batch batch{piece.tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(n_rows)),
+                      positions_, std::span(&sequence, 1), step_media_};
+    kv_.will_write(next);
+    model_->run(n_rows, [&](Gemma4& gemma) {
       const Rows hidden = gemma.forward(batch, stop, tap);
       if (consume)
         consume(gemma, first, hidden);
-      else if (first + rows == n)
-        keep_logits(gemma, hidden.from(rows - 1, 1), pos + n - 1);
+      else if (next == end)
+        keep_logits(gemma, hidden.from(n_rows - 1, 1), end - 1);
     });
-    first += rows;
-    n_stored_ = pos + first;
-    if (progress) progress(first, n);
+    pos = n_stored_ = next;
+    if (progress) progress(next - piece.pos, end - piece.pos);
   }
 }
 
@@ -104,39 +157,54 @@ void Session::keep_logits(Gemma4& gemma, Rows last_hidden, int64_t position) {
   logits_.assign(z.data, z.data + z.cols);
 }
 
+Session::Piece Session::held_from(int64_t pos) const {
+  return {std::span(tokens_).subspan(static_cast<size_t>(pos)), pos, media_};
+}
+
+// How many of the first `pos` tokens need not be read again, where the rows from there on are to be run.
+int64_t Session::valid_before(int64_t pos) const {
+  const int64_t n = std::min(n_stored_, pos);
+  return kv_.can_rewind(n) ? n : 0;
+}
+
 std::span<const float> Session::logits(const StopToken* stop) {
   if (tokens_.empty()) throw std::invalid_argument("the session is empty; append a token first");
-  if (logits_.empty()) {  // after a rewind or a cancelled call: run the last token again
-    const int32_t last = tokens_.back();
-    rewind(static_cast<int64_t>(tokens_.size()) - 1);
-    try {
-      append(std::span(&last, 1), stop, {});
-    } catch (...) {
-      tokens_.push_back(last);  // not stored, so the next call reads it again
-      throw;
-    }
+  if (logits_.empty()) {  // after a rewind or a cancelled call
+    int64_t last = n_tokens() - 1;
+    if (!media_.empty() && media_.back().is_block && media_.back().end() > last) last = media_.back().first;
+    n_stored_ = valid_before(last);
+    if (n_stored_ == 0) kv_.clear();
+    run_rows(held_from(n_stored_), stop, {}, nullptr, {});
   }
   return logits_;
 }
 
-Sampled Session::sample(Sampler& sampler, size_t n_prompt, const StopToken* stop) {
-  return sampler.sample(logits(stop), tokens_, n_prompt, static_cast<int64_t>(tokens_.size()));
+Sampled Session::sample(Sampler& sampler, size_t n_prompt, std::span<const uint32_t> mask) {
+  return sampler.sample(logits(), tokens_, n_prompt, n_tokens(), mask);
 }
 
 void Session::rewind(int64_t n) {
-  if (n < 0 || n > static_cast<int64_t>(tokens_.size()))
+  if (n < 0 || n > n_tokens())
     throw std::invalid_argument(cat("cannot rewind to ", n, " tokens; the session holds ", tokens_.size()));
-  if (n < static_cast<int64_t>(tokens_.size()) || n < n_stored_) logits_.clear();
+  for (const MediaRows& m : media_)
+    if (m.is_block && m.first < n && n < m.end())
+      throw std::invalid_argument(cat("cannot rewind to ", n,
+                                      " tokens, into the middle of an image; rewind to ", m.first, " or ",
+                                      m.end()));
+  if (n < n_tokens() || n < n_stored_) logits_.clear();
   tokens_.resize(static_cast<size_t>(n));
-  if (n == 0) n_written_ = 0;
-  n_stored_ = kv_.can_rewind(n, n_written_) ? std::min(n_stored_, n) : 0;
+  while (!media_.empty() && media_.back().first >= n) media_.pop_back();
+  if (!media_.empty()) media_.back().n_rows = std::min(media_.back().n_rows, n - media_.back().first);
+  n_stored_ = valid_before(n);
+  if (n_stored_ == 0) kv_.clear();
 }
 
 // Re-reads kept tokens whose keys and values are gone.
 void Session::replay(const StopToken* stop) {
-  if (n_stored_ == static_cast<int64_t>(tokens_.size())) return;
-  n_stored_ = n_written_ = 0;
-  run_rows(tokens_, 0, stop, {}, nullptr, [](Gemma4&, int64_t, Rows) {});
+  if (n_stored_ == n_tokens()) return;
+  n_stored_ = valid_before(n_stored_);
+  if (n_stored_ == 0) kv_.clear();
+  run_rows(held_from(n_stored_), stop, {}, nullptr, [](Gemma4&, int64_t, Rows) {});
 }
 
 void Session::append_together(std::span<Session* const> sessions,
@@ -153,7 +221,7 @@ void Session::append_together(std::span<Session* const> sessions,
     if (pieces[s].empty())
       throw std::invalid_argument("append_together needs at least one token for every session");
     session.replay(stop);
-    const auto first = static_cast<int64_t>(session.tokens_.size());
+    const int64_t first = session.n_tokens();
     sequences.push_back(
         {static_cast<int64_t>(tokens.size()), static_cast<int64_t>(pieces[s].size()), &session.kv_});
     for (size_t i = 0; i < pieces[s].size(); ++i) positions.push_back(first + static_cast<int64_t>(i));
@@ -166,11 +234,10 @@ void Session::append_together(std::span<Session* const> sessions,
   for (size_t s = 0; s < sessions.size(); ++s) {
     Session& session = *sessions[s];
     session.logits_.clear();
-    session.n_written_ =
-        std::max(session.n_written_, static_cast<int64_t>(session.tokens_.size() + pieces[s].size()));
+    session.kv_.will_write(session.n_tokens() + static_cast<int64_t>(pieces[s].size()));
   }
-  model.run([&](Gemma4& gemma) {
-    const Rows hidden = gemma.forward({tokens, positions, sequences}, stop, nullptr);
+  model.run(static_cast<int64_t>(tokens.size()), [&](Gemma4& gemma) {
+    const Rows hidden = gemma.forward({tokens, positions, sequences, {}}, stop, nullptr);
     try {
       for (size_t s = 0; s < sessions.size(); ++s) {
         const Batch::Sequence& rows = sequences[s];
@@ -186,7 +253,7 @@ void Session::append_together(std::span<Session* const> sessions,
   for (size_t s = 0; s < sessions.size(); ++s) {
     Session& session = *sessions[s];
     session.tokens_.insert(session.tokens_.end(), pieces[s].begin(), pieces[s].end());
-    session.n_stored_ = static_cast<int64_t>(session.tokens_.size());
+    session.n_stored_ = session.n_tokens();
   }
 }
 

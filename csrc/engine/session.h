@@ -14,6 +14,17 @@
 
 namespace gemmule {
 
+// Rows that start from given vectors instead of the embedding of their token: an image, a video frame, sound.
+// The session keeps the vectors, for re-reading after a rewind.
+struct MediaRows {
+  int64_t first = 0;  // index of the first row
+  int64_t n_rows = 0;
+  std::shared_ptr<const float[]> vectors;  // [n_rows, d_model], finite
+  bool is_block = false;  // the rows see each other on sliding layers, the later ones too; never cut
+
+  int64_t end() const { return first + n_rows; }
+};
+
 class Session {
  public:
   // Throws NotEnoughMemoryError with need, have and the largest context that fits.
@@ -33,19 +44,25 @@ class Session {
   // Throws ContextLengthError when `tokens` do not fit after what the session holds.
   void check_room(std::span<const int32_t> tokens) const;
 
-  // Runs `tokens` after what the session holds. Either all of them are kept or, on any exception, none.
-  // Throws ContextLengthError before anything runs, Cancelled, FormatError (file cut meanwhile).
+  // Runs `tokens` after what the session holds; rows of `media` (indices into `tokens`, ascending) take their
+  // vectors. Either all of them are kept or, on any exception, none. Throws ContextLengthError and
+  // UnsupportedError (media for a model that takes none) before anything runs, Cancelled, FormatError (file
+  // cut meanwhile), NotEnoughMemoryError (a block larger than the memory).
+  void append(std::span<const int32_t> tokens, std::span<const MediaRows> media, const StopToken* stop,
+              const Progress& progress, const Tap* tap = nullptr, const Consume& consume = {});
   void append(std::span<const int32_t> tokens, const StopToken* stop, const Progress& progress,
-              const Tap* tap = nullptr, const Consume& consume = {});
+              const Tap* tap = nullptr, const Consume& consume = {}) {
+    append(tokens, {}, stop, progress, tap, consume);
+  }
 
   // logits of the last token [n_vocab]; throws Error on an empty session.
-  // After a rewind the last token is run again first.
+  // After a rewind the last token is run again first, with its whole block where it is in one.
   std::span<const float> logits(const StopToken* stop = nullptr);
 
-  Sampled sample(Sampler& sampler, size_t n_prompt, const StopToken* stop = nullptr);
+  Sampled sample(Sampler& sampler, size_t n_prompt, std::span<const uint32_t> mask = {});
 
   // Keeps the first n tokens. Where a sliding window has already been overwritten, the next append first
-  // re-reads the kept tokens.
+  // re-reads the kept tokens. Throws std::invalid_argument for an n inside a block.
   void rewind(int64_t n);
 
   // Appends one piece to each of several sessions of one model in shared steps. Gives the same bits as one by
@@ -54,20 +71,37 @@ class Session {
                               std::span<const std::vector<int32_t>> pieces, const StopToken* stop);
 
  private:
+  // Tokens with the position of the first one, and the media of the session by position.
+  struct Piece {
+    std::span<const int32_t> tokens;
+    int64_t pos = 0;
+    std::span<const MediaRows> media;
+
+    int64_t end() const { return pos + static_cast<int64_t>(tokens.size()); }
+  };
+
+  int64_t n_tokens() const { return static_cast<int64_t>(tokens_.size()); }
+  Piece held_from(int64_t pos) const;
   void check_ids(std::span<const int32_t> tokens) const;
+  void check_media(std::span<const MediaRows> media, int64_t n) const;
+  int64_t valid_before(int64_t pos) const;
   void replay(const StopToken* stop);
-  void run_rows(std::span<const int32_t> tokens, int64_t pos, const StopToken* stop, const Progress& progress,
-                const Tap* tap, const Consume& consume);
+  int64_t step_end(const Piece& piece, int64_t pos) const;
+  void reserve_step(int64_t n_rows);
+  void run_rows(const Piece& piece, const StopToken* stop, const Progress& progress, const Tap* tap,
+                const Consume& consume);
   void keep_logits(Gemma4& gemma, Rows last_hidden, int64_t position);
 
   std::shared_ptr<LoadedModel> model_;
   KvCache kv_;
   std::vector<int32_t> tokens_;
-  int64_t n_stored_ =
-      0;  // tokens whose keys and values are valid; less than tokens_.size() after a deep rewind
-  int64_t n_written_ = 0;           // one past the highest position ever stored
-  std::vector<int64_t> positions_;  // of the rows of a step
-  std::vector<float> logits_;       // of the last token; empty: not computed
+  std::vector<MediaRows> media_;  // of tokens_, by position, ascending
+  // Tokens whose keys and values are valid; less than tokens_.size() after a deep rewind. Never inside a
+  // block.
+  int64_t n_stored_ = 0;
+  std::vector<int64_t> positions_;        // of the rows of a step
+  std::vector<Batch::Media> step_media_;  // of a step
+  std::vector<float> logits_;             // of the last token; empty: not computed
 };
 
 }  // namespace gemmule

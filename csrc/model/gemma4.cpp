@@ -1,13 +1,14 @@
 // The forward pass of Gemma 3 and Gemma 4 text models. Formulas and names: docs/MODEL.md.
 //
-//   x = sqrt(d_model) * embed[token]
+//   x = sqrt(d_model) * embed[token]           rows of images and sound: the vector they come with
 //   each layer:  x += post_norm(Wo attend(norm(x)))
 //                x += post_norm(ffn(x))     ffn(x) = Wdown(gelu(Wgate norm(x)) * (Wup norm(x)))
 //                x += post_norm(Wproj(gelu(Wple x) * ple[layer]))           (E2B, E4B)
 //                x *= out_scale                                             (Gemma 4)
 //   y = norm(x),  logits = cap * tanh(embed y / cap)                        (cap: Gemma 4)
 //
-// Sliding layers see the last `window` positions and keep a ring; global layers see all. In Gemma 4 the two
+// Sliding layers see the last `window` positions and keep a ring; global layers see all. The rows of an image
+// see each other on sliding layers, the later ones too. In Gemma 4 the two
 // kinds also differ in head size, key/value heads and rotary angles, and where a global layer has no Wv its
 // values are the keys before their norm and rotation. The last layers of E2B and E4B read the keys and values
 // of an earlier layer. In 26B-A4B ffn(x) has a second term, the experts that the router chose for each row.
@@ -38,6 +39,7 @@ Rows Gemma4::forward(const Batch& batch, const StopToken* stop, const Tap* tap) 
   place_rows(batch);
   const Rows x = s_.x.first(n_), y = s_.y.first(n_);
   be_.embed(x, w_.embed, batch.tokens, cfg_.embed_scale);
+  for (const Batch::Media& m : batch.media) be_.write(x.from(m.row, m.n_rows), m.vectors);
   show(tap, "embed", x);
   if (cfg_.d_ple > 0) embed_per_layer(batch, tap);
   for (size_t i = 0; i < w_.layers.size(); ++i) {
@@ -74,7 +76,7 @@ void Gemma4::attention(size_t i, const Batch& batch, const Tap* tap) {
     if (cfg_.v_norm) be_.head_norm_rope(v, c.head_dim, {}, cfg_.rms_eps, {}, {}, 1);
     be_.kv_append(runs_, k, v, batch.pos);
   }
-  be_.attend(a, q, runs_, lo_[c.is_sliding], hi_);
+  be_.attend(a, q, runs_, lo_[c.is_sliding], hi_[c.is_sliding]);
   show(tap, "attn_heads", i, a);
   be_.matmul(h, l.wo, a);
   be_.add_rms_norm(x, h, l.attn_post_norm, cfg_.rms_eps);

@@ -23,9 +23,18 @@ struct Batch {
     int64_t n_rows = 0;
     const KvCache* kv = nullptr;
   };
+  // Rows that start from given vectors and not from the embedding of their token: an image, sound. The rows
+  // of a block see each other on sliding layers, forwards too; they must all be in the batch.
+  struct Media {
+    int64_t row = 0;
+    int64_t n_rows = 0;
+    const float* vectors = nullptr;  // [n_rows, d_model], already at the scale of the residual stream
+    bool is_block = false;
+  };
   std::span<const int32_t> tokens;      // [n]
   std::span<const int64_t> pos;         // [n] absolute position in the row's sequence
   std::span<const Sequence> sequences;  // cover the rows in order
+  std::span<const Media> media = {};    // ascending; none in models with a per-layer embedding
 };
 
 // Shown every named intermediate of a pass, for tests, debugging and the importance matrix. Names are listed
@@ -95,8 +104,8 @@ class Gemma4 {
   const Weights& w_;
   Backend& be_;
   Buffers s_;
-  std::vector<float> freq_[2];       // rotary frequencies: global, sliding
-  std::vector<int64_t> lo_[2], hi_;  // visible positions of each row: lo by layer kind
+  std::vector<float> freq_[2];          // rotary frequencies: global, sliding
+  std::vector<int64_t> lo_[2], hi_[2];  // visible positions of each row, by layer kind
   std::vector<KvRun> runs_;
   int64_t n_ = 0;  // rows of the current batch
 };

@@ -14,7 +14,12 @@ void Gemma4::place_rows(const Batch& batch) {
   for (size_t i = 0; i < batch.pos.size(); ++i) {
     lo_[0][i] = 0;
     lo_[1][i] = std::max<int64_t>(0, batch.pos[i] - (cfg_.window - 1));
-    hi_[i] = batch.pos[i] + 1;
+    hi_[0][i] = hi_[1][i] = batch.pos[i] + 1;
+  }
+  for (const Batch::Media& m : batch.media) {
+    if (!m.is_block) continue;
+    const int64_t end = batch.pos[static_cast<size_t>(m.row + m.n_rows - 1)] + 1;
+    std::fill_n(hi_[1].begin() + m.row, m.n_rows, end);
   }
   runs_.clear();
   for (const Batch::Sequence& s : batch.sequences) runs_.push_back({s.row, s.n_rows, {}});
@@ -64,6 +69,7 @@ Gemma4::Gemma4(const Config& config, const Weights& weights, Backend& backend, i
     s_.cos[kind] = be_.alloc(max_rows, static_cast<int64_t>(freq_[kind].size()));
     s_.sin[kind] = be_.alloc(max_rows, static_cast<int64_t>(freq_[kind].size()));
     lo_[kind].resize(static_cast<size_t>(max_rows));
+    hi_[kind].resize(static_cast<size_t>(max_rows));
   }
   if (config.d_ple > 0) {
     s_.ple = be_.alloc(max_rows, w.ple);
@@ -78,7 +84,6 @@ Gemma4::Gemma4(const Config& config, const Weights& weights, Backend& backend, i
     s_.expert_up = be_.alloc(max_rows * w.pairs, w.d_ff_expert);
     s_.routes = be_.alloc_routes(max_rows, config.n_experts, w.pairs);
   }
-  hi_.resize(static_cast<size_t>(max_rows));
   runs_.reserve(static_cast<size_t>(max_rows));
   be_.reserve(max_rows, w.input, w.head_dim);
 }

@@ -1,89 +1,13 @@
 #include "model/weights.h"
 
-#include <cmath>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "core/error.h"
-#include "core/utf8.h"
+#include "model/binder.h"
 
 namespace gemmule {
 namespace {
-
-class Binder {
- public:
-  Binder(const GgufFile& file, Backend& backend) : file_(file), backend_(backend) {}
-
-  Tensor matrix(const std::string& name, int64_t rows, int64_t cols) {
-    const GgufTensor& tensor = need(name);
-    if (tensor.shape.size() != 2 || tensor.shape[0] != cols || tensor.shape[1] != rows)
-      wrong_shape(tensor, cols, rows);
-    return backend_.place(file_.view(tensor));
-  }
-  Experts experts(const std::string& name, int64_t n, int64_t rows, int64_t cols) {
-    const GgufTensor& tensor = need(name);
-    if (tensor.shape != std::vector<int64_t>{cols, rows, n}) wrong_shape(tensor, cols, rows, n);
-    Tensor first = backend_.place(file_.view(tensor));
-    first.rows = rows;
-    return {first, first.size_bytes()};
-  }
-  Tensor vector(const std::string& name, int64_t n) { return backend_.place(host_vector(name, n)); }
-  // A small F32 vector, read on the host; its numbers must be finite: a NaN here would poison every later
-  // result.
-  Tensor host_vector(const std::string& name, int64_t n) {
-    const GgufTensor& tensor = need(name);
-    if (tensor.shape.size() != 1 || tensor.shape[0] != n) wrong_shape(tensor, n, 1);
-    if (tensor.dtype != DType::F32)
-      throw UnsupportedError(cat(file_.path(), ": tensor ", name, " is ", dtype_name(tensor.dtype),
-                                 "; norms and scales must be F32"));
-    const Tensor view = file_.view(tensor);
-    for (int64_t i = 0; i < n; ++i)
-      if (!std::isfinite(view.f32()[i]))
-        throw FormatError(cat(file_.path(), ": tensor ", name, " holds a number that is not finite at ", i,
-                              "; the file is damaged"));
-    return view;
-  }
-  bool has(const std::string& name) const { return file_.find_tensor(name) != nullptr; }
-
-  // A tensor that may be there and is not read.
-  void ignore(const std::string& name, int64_t rows, int64_t cols) {
-    if (!has(name)) return;
-    const GgufTensor& tensor = need(name);
-    const size_t n_dims = rows == 1 ? 1 : 2;
-    if (tensor.shape.size() != n_dims || file_.view(tensor).rows != rows || tensor.shape[0] != cols)
-      wrong_shape(tensor, cols, rows);
-  }
-  void refuse(const std::string& name, const char* why) const {
-    if (has(name)) throw UnsupportedError(cat(file_.path(), ": tensor ", name, " ", why));
-  }
-  void refuse_unused() const {
-    for (const GgufTensor& tensor : file_.tensors())
-      if (!used_.contains(tensor.name))
-        throw UnsupportedError(cat(file_.path(), ": tensor ", printable(tensor.name),
-                                   " belongs to a variant this version cannot run"));
-  }
-
- private:
-  const GgufTensor& need(const std::string& name) {
-    const GgufTensor* tensor = file_.find_tensor(name);
-    if (tensor == nullptr)
-      throw FormatError(cat(file_.path(), ": tensor ", name, " is missing; the file is incomplete"));
-    used_.insert(name);
-    return *tensor;
-  }
-  [[noreturn]] void wrong_shape(const GgufTensor& tensor, int64_t cols, int64_t rows, int64_t n = 1) const {
-    std::string found;
-    for (const int64_t dim : tensor.shape) found += cat(found.empty() ? "" : ", ", dim);
-    throw FormatError(cat(file_.path(), ": tensor ", printable(tensor.name), " has shape [", found,
-                          "], the metadata asks for [", cols, rows == 1 ? "" : cat(", ", rows),
-                          n == 1 ? "" : cat(", ", n), "]"));
-  }
-
-  const GgufFile& file_;
-  Backend& backend_;
-  std::set<std::string> used_;
-};
 
 void bind_attention(LayerWeights& l, Binder& bind, const Config& c, const LayerConfig& layer,
                     const std::string& block) {

@@ -13,6 +13,7 @@ __all__: list[str] = [
     "Encoder",
     "GgufFile",
     "ImportanceCollector",
+    "MediaEmbedder",
     "Model",
     "Sampler",
     "Session",
@@ -69,93 +70,6 @@ class StopToken:
     @property
     def cancelled(self) -> bool: ...
 
-class Sampler:
-    """How the next token is chosen from the logits."""
-
-    def __init__(
-        self,
-        *,
-        temperature: typing.SupportsFloat | typing.SupportsIndex = 1.0,
-        top_k: typing.SupportsInt | typing.SupportsIndex = 0,
-        top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
-        min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        repeat_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0,
-        presence_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        frequency_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        logit_bias: collections.abc.Mapping[
-            typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex
-        ] = ...,
-        suppress: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = ...,
-        seed: typing.SupportsInt | typing.SupportsIndex = 0,
-        n_logprobs: typing.SupportsInt | typing.SupportsIndex = -1,
-    ) -> None: ...
-
-class Session:
-    """One timeline of tokens that keeps its keys and values."""
-
-    def append(
-        self,
-        tokens: numpy.typing.NDArray[numpy.int32],
-        *,
-        stop: StopToken | None = None,
-        progress: typing.Any = None,
-    ) -> None:
-        """Run tokens; all are kept or, on an exception, none."""
-
-    def append_hidden(
-        self, tokens: numpy.typing.NDArray[numpy.int32], *, stop: StopToken | None = None
-    ) -> numpy.typing.NDArray[numpy.float32]:
-        """Run tokens and return the hidden states after the last norm, float32 [n, d_model]."""
-
-    def append_importance(
-        self,
-        tokens: numpy.typing.NDArray[numpy.int32],
-        collector: ImportanceCollector,
-        *,
-        stop: StopToken | None = None,
-    ) -> None:
-        """Run tokens and add the squares of every matrix's inputs to the collector."""
-
-    def append_logits(
-        self, tokens: numpy.typing.NDArray[numpy.int32], *, stop: StopToken | None = None
-    ) -> numpy.typing.NDArray[numpy.float32]:
-        """Run tokens and return float32 [n, n_vocab]."""
-
-    def append_score(
-        self,
-        tokens: numpy.typing.NDArray[numpy.int32],
-        targets: numpy.typing.NDArray[numpy.int32],
-        *,
-        top: typing.SupportsInt | typing.SupportsIndex = 0,
-        stop: StopToken | None = None,
-    ) -> tuple[typing.Any, ...]:
-        """Run tokens; log-probability of targets[i] after tokens[i] (targets < 0: nan) and the top alternatives."""
-
-    def append_taps(
-        self, tokens: numpy.typing.NDArray[numpy.int32], names: collections.abc.Sequence[str]
-    ) -> dict[str, typing.Any]:
-        """Run tokens and return named intermediates: embed, attn_in.i, attn_heads.i, attn_out.i, ffn_in.i, ffn_act.i, ffn_out.i, layer_out.i, output_norm, and the others of docs/MODEL.md."""
-
-    def logits(self) -> numpy.typing.NDArray[numpy.float32]:
-        """float32 [n_vocab] of the last token."""
-
-    def rewind(self, n: typing.SupportsInt | typing.SupportsIndex) -> None:
-        """Keep the first n tokens."""
-
-    def sample(
-        self, sampler: Sampler, n_prompt: typing.SupportsInt | typing.SupportsIndex = 0
-    ) -> tuple[typing.Any, ...]:
-        """(token, log-probability, alternatives) drawn from the logits of the last token; does not append."""
-
-    @property
-    def kv_bytes(self) -> int: ...
-    @property
-    def n_ctx(self) -> int: ...
-    @property
-    def n_tokens(self) -> int: ...
-    @property
-    def tokens(self) -> numpy.typing.NDArray[numpy.int32]: ...
-
 class Model:
     """A loaded model; sessions share it."""
 
@@ -196,6 +110,140 @@ class Model:
     def suppress_tokens(self) -> list[int]: ...
     @property
     def weight_bytes(self) -> int: ...
+
+class MediaEmbedder:
+    """Turns images and sound into rows that a model reads."""
+
+    def __init__(self, model: Model, file: GgufFile) -> None: ...
+    def embed_audio(
+        self, samples: numpy.typing.NDArray[numpy.float32], *, stop: StopToken | None = None
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """float32 samples -> float32 [n, d_model], a row for each samples_per_token of them."""
+
+    def embed_image(
+        self, pixels: numpy.typing.NDArray[numpy.uint8], *, stop: StopToken | None = None
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """uint8 [height, width, 3], sides multiples of patch_size -> float32 [n, d_model], a row per tile."""
+
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def has_audio(self) -> bool: ...
+    @property
+    def has_image(self) -> bool: ...
+    @property
+    def image_attention(self) -> bool: ...
+    @property
+    def n_positions(self) -> int: ...
+    @property
+    def patch_size(self) -> int: ...
+    @property
+    def samples_per_token(self) -> int: ...
+
+class Sampler:
+    """How the next token is chosen from the logits."""
+
+    def __init__(
+        self,
+        *,
+        temperature: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        top_k: typing.SupportsInt | typing.SupportsIndex = 0,
+        top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        repeat_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        presence_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        frequency_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        logit_bias: collections.abc.Mapping[
+            typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex
+        ] = ...,
+        suppress: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = ...,
+        seed: typing.SupportsInt | typing.SupportsIndex = 0,
+        n_logprobs: typing.SupportsInt | typing.SupportsIndex = -1,
+    ) -> None: ...
+
+class Session:
+    """One timeline of tokens that keeps its keys and values."""
+
+    def append(
+        self,
+        tokens: numpy.typing.NDArray[numpy.int32],
+        *,
+        media: list[tuple[int, numpy.typing.NDArray[numpy.float32], bool]] = ...,
+        stop: StopToken | None = None,
+        progress: typing.Any = None,
+    ) -> None:
+        """Run tokens; all are kept or, on an exception, none. media: (first row, float32 [n, d_model], bidirectional) of each image or sound whose vectors replace the embeddings of n tokens."""
+
+    def append_hidden(
+        self,
+        tokens: numpy.typing.NDArray[numpy.int32],
+        *,
+        media: list[tuple[int, numpy.typing.NDArray[numpy.float32], bool]] = ...,
+        stop: StopToken | None = None,
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """Run tokens and return the hidden states after the last norm, float32 [n, d_model]."""
+
+    def append_importance(
+        self,
+        tokens: numpy.typing.NDArray[numpy.int32],
+        collector: ImportanceCollector,
+        *,
+        stop: StopToken | None = None,
+    ) -> None:
+        """Run tokens and add the squares of every matrix's inputs to the collector."""
+
+    def append_logits(
+        self,
+        tokens: numpy.typing.NDArray[numpy.int32],
+        *,
+        media: list[tuple[int, numpy.typing.NDArray[numpy.float32], bool]] = ...,
+        stop: StopToken | None = None,
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """Run tokens and return float32 [n, n_vocab]."""
+
+    def append_score(
+        self,
+        tokens: numpy.typing.NDArray[numpy.int32],
+        targets: numpy.typing.NDArray[numpy.int32],
+        *,
+        top: typing.SupportsInt | typing.SupportsIndex = 0,
+        media: list[tuple[int, numpy.typing.NDArray[numpy.float32], bool]] = ...,
+        stop: StopToken | None = None,
+    ) -> tuple[typing.Any, ...]:
+        """Run tokens; log-probability of targets[i] after tokens[i] (targets < 0: nan) and the top alternatives."""
+
+    def append_taps(
+        self,
+        tokens: numpy.typing.NDArray[numpy.int32],
+        names: collections.abc.Sequence[str],
+        *,
+        media: list[tuple[int, numpy.typing.NDArray[numpy.float32], bool]] = ...,
+    ) -> dict[str, typing.Any]:
+        """Run tokens and return named intermediates: embed, attn_in.i, attn_heads.i, attn_out.i, ffn_in.i, ffn_act.i, ffn_out.i, layer_out.i, output_norm, and the others of docs/MODEL.md."""
+
+    def logits(self) -> numpy.typing.NDArray[numpy.float32]:
+        """float32 [n_vocab] of the last token."""
+
+    def rewind(self, n: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """Keep the first n tokens; n must not lie inside an image."""
+
+    def sample(
+        self,
+        sampler: Sampler,
+        n_prompt: typing.SupportsInt | typing.SupportsIndex = 0,
+        *,
+        mask: numpy.typing.NDArray[numpy.uint32] | None = None,
+    ) -> tuple[typing.Any, ...]:
+        """(token, log-probability, alternatives) drawn from the logits of the last token; does not append. mask: uint32 words, bit t % 32 of word t // 32 allows token t."""
+
+    @property
+    def kv_bytes(self) -> int: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def tokens(self) -> numpy.typing.NDArray[numpy.int32]: ...
 
 class ImportanceCollector:
     """Sums of squares of the inputs of every matrix, over the appended tokens."""

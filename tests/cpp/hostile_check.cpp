@@ -1,14 +1,17 @@
 // hostile_check FILE...: opens each file as GGUF, walks every accessor, touches the first and last byte of
-// every tensor, then loads it as a model and draws a token after a short prompt. Prints one line per file,
+// every tensor, then loads it as a model and draws a token after a short prompt, or embeds an image and sound
+// with it. Prints one line per file,
 // "name: ok" or "name: <class>: message". Exit status 2 when a file ends in an exception that is not one of
 // the core's, or in a message of more than one line; otherwise 0.
 #include <cstdio>
 #include <exception>
 #include <string>
+#include <vector>
 
 #include "core/error.h"
 #include "engine/session.h"
 #include "gguf/gguf_reader.h"
+#include "model/media.h"
 
 namespace gemmule {
 namespace {
@@ -53,6 +56,28 @@ void walk(const GgufFile& file) {
   sink = sum;
 }
 
+// Embeds a tile and two frames with a file of embedders, whatever width it claims.
+void run_media(const GgufFile& file) {
+  const char* const kWidths[] = {"clip.vision.projection_dim", "clip.audio.projection_dim"};
+  const int64_t d_model = file.int_or(kWidths[0], file.int_or(kWidths[1], 64));
+  const MediaConfig config = MediaConfig::from_gguf(file, d_model);
+  const auto backend = open_cpu("", 1);
+  const MediaWeights weights = MediaWeights::bind(file, config, *backend);
+  MediaEmbedder embedder(config, weights, *backend);
+  float sum = 0;
+  if (config.has_image) {
+    const std::vector<uint8_t> pixels(static_cast<size_t>(config.tile_numbers()), 77);
+    const Rows rows = embedder.embed_tiles(pixels.data(), config.tile, 0, 1);
+    sum += rows.data[0] + rows.data[rows.cols - 1];
+  }
+  if (config.has_audio) {
+    const std::vector<float> samples(static_cast<size_t>(config.samples_per_token + 1), 0.5f);
+    const Rows rows = embedder.embed_frames(samples, 1, 1);
+    sum += rows.data[0] + rows.data[rows.cols - 1];
+  }
+  sink = static_cast<uint64_t>(sum > 0);
+}
+
 // Loads the model and draws one token greedily: every weight takes part.
 void run(const std::shared_ptr<const GgufFile>& file) {
   const auto model = std::make_shared<LoadedModel>(file, LoadOptions{1, "", 8});
@@ -72,7 +97,10 @@ std::string check(const std::string& path, bool& is_core) {
   try {
     const auto file = GgufFile::open(path);
     walk(*file);
-    run(file);
+    if (file->string_or("general.architecture", "") == "clip")
+      run_media(*file);
+    else
+      run(file);
     return "ok";
   } catch (const ModelNotFoundError& e) {
     return line("ModelNotFoundError", e);

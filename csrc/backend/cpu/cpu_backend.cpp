@@ -55,21 +55,28 @@ Rows CpuBackend::alloc(int64_t n_rows, int64_t cols) {
 }
 
 void CpuBackend::reserve(int64_t max_rows, int64_t max_cols, int64_t max_head_dim) {
-  max_rows_ = max_rows;
-  max_cols_ = (max_cols + 255) / 256 * 256;
-  const size_t matmul = kernels_.matmul_scratch_bytes(max_rows, max_cols_);
+  max_cols = (max_cols + 255) / 256 * 256;
+  const size_t matmul = kernels_.matmul_scratch_bytes(max_rows, max_cols);
   size_t attend = 0;  // the need does not grow steadily with the head size, and layers differ in it
   for (int64_t head_dim = 8; head_dim <= max_head_dim; head_dim += 8)
     attend = std::max(attend, kernels_.attend_scratch_bytes(head_dim, attend_rows_));
-  scratch_bytes_ = static_cast<int64_t>((std::max(matmul, attend) + 4095) / 4096 * 4096);
-  scratch_ = Arena(scratch_bytes_ * pool_.n_threads());
-  const int64_t n = max_rows * max_cols_;
-  q32_ = Arena(n);
-  q256_ = Arena(n);
-  d32_ = Arena(n / 32 * static_cast<int64_t>(sizeof(float)));
-  d256_ = Arena(n / 256 * static_cast<int64_t>(sizeof(float)));
-  sums32_ = Arena(n / 32 * static_cast<int64_t>(sizeof(int16_t)));
-  sums256_ = Arena(n / 16 * static_cast<int64_t>(sizeof(int16_t)));
+  const auto grow = [](Arena& arena, int64_t n_bytes) {
+    if (n_bytes > arena.size()) arena = Arena(n_bytes);
+  };
+  const auto scratch_bytes = static_cast<int64_t>((std::max(matmul, attend) + 4095) / 4096 * 4096);
+  grow(scratch_, scratch_bytes * pool_.n_threads());
+  scratch_bytes_ = std::max(scratch_bytes_, scratch_bytes);
+  const int64_t n = max_rows * max_cols;
+  grow(q32_, n);
+  grow(q256_, n);
+  grow(d32_, n / 32 * static_cast<int64_t>(sizeof(float)));
+  grow(d256_, n / 256 * static_cast<int64_t>(sizeof(float)));
+  grow(sums32_, n / 32 * static_cast<int64_t>(sizeof(int16_t)));
+  grow(sums256_, n / 16 * static_cast<int64_t>(sizeof(int16_t)));
+}
+
+void CpuBackend::write(Rows y, const float* numbers) {
+  std::memcpy(y.data, numbers, static_cast<size_t>(y.n * y.cols) * sizeof(float));
 }
 
 void CpuBackend::copy(Rows y, Rows x) {
@@ -79,6 +86,10 @@ void CpuBackend::copy(Rows y, Rows x) {
 void CpuBackend::add(Rows x, Rows y) {
   each_row(x.n,
            [&](int64_t i) { kernels_.add_scaled(x.data + i * x.cols, y.data + i * y.cols, 1.0f, x.cols); });
+}
+
+void CpuBackend::add_vector(Rows x, const Tensor& b) {
+  each_row(x.n, [&](int64_t i) { kernels_.add_scaled(x.data + i * x.cols, b.f32(), 1.0f, x.cols); });
 }
 
 void CpuBackend::embed(Rows y, const Tensor& table, std::span<const int32_t> tokens, float scale) {
@@ -92,13 +103,19 @@ void CpuBackend::embed(Rows y, const Tensor& table, std::span<const int32_t> tok
 
 void CpuBackend::rms_norm(Rows y, Rows x, const Tensor& w, float eps) {
   each_row(x.n, [&](int64_t i) {
-    kernels_.rms_norm(y.data + i * x.cols, x.data + i * x.cols, w.f32(), x.cols, eps);
+    kernels_.rms_norm(y.data + i * x.cols, x.data + i * x.cols, w ? w.f32() : nullptr, x.cols, eps);
   });
 }
 
 void CpuBackend::add_rms_norm(Rows x, Rows y, const Tensor& w, float eps) {
   each_row(x.n, [&](int64_t i) {
     kernels_.add_rms_norm(x.data + i * x.cols, y.data + i * x.cols, w.f32(), x.cols, eps);
+  });
+}
+
+void CpuBackend::layer_norm(Rows y, Rows x, const Tensor& w, const Tensor& b, float eps) {
+  each_row(x.n, [&](int64_t i) {
+    kernels_.layer_norm(y.data + i * x.cols, x.data + i * x.cols, w.f32(), b.f32(), x.cols, eps);
   });
 }
 

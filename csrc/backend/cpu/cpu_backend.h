@@ -26,11 +26,14 @@ class CpuBackend final : public Backend {
   Routes alloc_routes(int64_t n_rows, int64_t n_experts, int64_t n_used) override;
   void reserve(int64_t max_rows, int64_t max_cols, int64_t max_head_dim) override;
 
+  void write(Rows y, const float* numbers) override;
   void copy(Rows y, Rows x) override;
   void add(Rows x, Rows y) override;
+  void add_vector(Rows x, const Tensor& b) override;
   void embed(Rows y, const Tensor& table, std::span<const int32_t> tokens, float scale) override;
   void rms_norm(Rows y, Rows x, const Tensor& w, float eps) override;
   void add_rms_norm(Rows x, Rows y, const Tensor& w, float eps) override;
+  void layer_norm(Rows y, Rows x, const Tensor& w, const Tensor& b, float eps) override;
   using Backend::matmul;
   void matmul(std::span<const Product> products, Rows x) override;
   void gated_gelu(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, Rows x) override;
@@ -77,8 +80,7 @@ class CpuBackend final : public Backend {
   std::vector<Arena> buffers_;
   Arena scratch_;  // [n_threads][scratch_bytes_]
   int64_t scratch_bytes_ = 0;
-  int64_t attend_rows_ = 64;  // query rows of one attention job at most
-  int64_t max_rows_ = 0, max_cols_ = 0;
+  int64_t attend_rows_ = 64;                          // query rows of one attention job at most
   Arena q32_, d32_, sums32_, q256_, d256_, sums256_;  // quantized input rows, see ActRows
 };
 

@@ -71,6 +71,8 @@ struct KernelTable {
   void (*rms_norm)(float* y, const float* x, const float* w, int64_t n, float eps) noexcept;
   // x += rms_norm(y, w)
   void (*add_rms_norm)(float* x, const float* y, const float* w, int64_t n, float eps) noexcept;
+  // y = (x - mean(x)) / sqrt(variance(x) + eps) * w + b. y may be x.
+  void (*layer_norm)(float* y, const float* x, const float* w, const float* b, int64_t n, float eps) noexcept;
   // For i < n_rot: (x[i], x[i + d/2]) turned by the angle whose cosine and sine are cos[i], sin[i]; the rest
   // stays.
   void (*rope)(float* x, const float* cos, const float* sin, int64_t n_rot, int64_t d) noexcept;

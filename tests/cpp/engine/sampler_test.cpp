@@ -125,6 +125,60 @@ TEST_CASE("suppressing everything is an error") {
   CHECK_THROWS_AS(draw({.temperature = 1, .suppress = {0, 1}}, logits, 0), Error);
 }
 
+TEST_CASE("a mask allows the tokens whose bits are set, whatever else is asked for") {
+  const auto logits = some_logits(1000, 4);
+  std::vector<uint32_t> mask(32);
+  const std::vector<int32_t> allowed = {0, 31, 32, 500, 991, 999};
+  for (const int32_t token : allowed) mask[static_cast<size_t>(token) / 32] |= 1u << (token % 32);
+  const auto draw_with = [&](const SamplerOptions& options, int64_t position) {
+    Sampler sampler(options);
+    return sampler.sample(logits, {}, 0, position, mask).token;
+  };
+  int32_t best = allowed[0];
+  for (const int32_t token : allowed)
+    if (logits[static_cast<size_t>(token)] > logits[static_cast<size_t>(best)]) best = token;
+  CHECK(draw_with({.temperature = 0}, 0) == best);
+  CHECK(draw_with({.temperature = 0, .logit_bias = {{1, 100.0f}, {991, 50.0f}}}, 0) == 991);
+  std::vector<int> seen(logits.size());
+  for (int64_t p = 0; p < 600; ++p) {
+    ++seen[static_cast<size_t>(draw_with({.temperature = 100, .logit_bias = {{7, 90.0f}}}, p))];
+    ++seen[static_cast<size_t>(draw_with({.temperature = 100, .top_k = 3, .suppress = {31}}, p))];
+    ++seen[static_cast<size_t>(draw_with({.temperature = 100, .top_p = 0.9f}, p))];
+  }
+  for (size_t i = 0; i < seen.size(); ++i)
+    CHECK((seen[i] > 0) == (std::find(allowed.begin(), allowed.end(), i) != allowed.end()));
+  std::fill(mask.begin(), mask.end(), ~0u);
+  CHECK(draw_with({.temperature = 1, .seed = 5}, 9) == draw({.temperature = 1, .seed = 5}, logits, 9));
+}
+
+TEST_CASE("a mask changes no reported log-probability") {
+  const std::vector<float> logits = {0.0f, 1.0f, 3.0f};
+  const std::vector<uint32_t> mask = {1};
+  Sampler sampler({.temperature = 0, .n_logprobs = 1});
+  const Sampled s = sampler.sample(logits, {}, 0, 0, mask);
+  CHECK(s.token == 0);
+  CHECK(s.logprob == doctest::Approx(-std::log(1 + std::exp(1.0) + std::exp(3.0))));
+  REQUIRE(s.top.size() == 1);
+  CHECK(s.top[0].first == 2);
+}
+
+TEST_CASE("a mask that leaves nothing, or has the wrong size, is refused") {
+  const std::vector<float> logits(40, 1.0f);
+  for (const float temperature : {0.0f, 1.0f}) {
+    Sampler sampler({.temperature = temperature, .suppress = {3}});
+    const auto with = [&](std::vector<uint32_t> mask) {
+      return sampler.sample(logits, {}, 0, 0, mask).token;
+    };
+    CHECK_THROWS_WITH_AS(with({0, 0}), doctest::Contains("no token is allowed"), std::invalid_argument);
+    CHECK_THROWS_AS(with({1u << 3, 0}), std::invalid_argument);  // the only one is suppressed
+    CHECK_THROWS_AS(with({0, 0xffffff00u}),
+                    std::invalid_argument);  // bits beyond the vocabulary count for nothing
+    CHECK(with({0, 0xffffff80u}) == 39);
+    CHECK_THROWS_AS(with({~0u}), std::invalid_argument);
+    CHECK_THROWS_AS(with({~0u, ~0u, ~0u}), std::invalid_argument);
+  }
+}
+
 TEST_CASE("a tiny temperature is greedy, not an overflow") {
   const std::vector<float> logits = {-90, -100, -80, -95};
   for (const float temperature : {1e-3f, 1e-37f}) {

@@ -4,7 +4,10 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <thread>
 
 #include "backend/cpu/kernel_select.h"
@@ -44,6 +47,41 @@ std::vector<float> hidden_states(Session& session, std::span<const int32_t> toke
 
 bool same_bits(std::span<const float> a, std::span<const float> b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
+}
+
+// Vectors of about the size of scaled embeddings.
+MediaRows some_media(const LoadedModel& model, int64_t first, int64_t n_rows, bool is_block = true) {
+  const int64_t size = n_rows * model.config().d_model;
+  const std::shared_ptr<float[]> vectors(new float[static_cast<size_t>(size)]);
+  for (int64_t i = 0; i < size; ++i)
+    vectors[static_cast<size_t>(i)] = std::sin(static_cast<float>(i * i + 37 * first));
+  return {first, n_rows, vectors, is_block};
+}
+
+// Those that lie in the tokens [begin, end), by index into these. Sound may be cut.
+std::vector<MediaRows> media_within(const LoadedModel& model, std::span<const MediaRows> media, int64_t begin,
+                                    int64_t end) {
+  std::vector<MediaRows> out;
+  for (const MediaRows& m : media) {
+    const int64_t from = std::max(begin, m.first), to = std::min(end, m.end());
+    if (from >= to) continue;
+    const std::shared_ptr<const float[]> rest(m.vectors,
+                                              m.vectors.get() + (from - m.first) * model.config().d_model);
+    out.push_back({from - begin, to - from, rest, m.is_block});
+  }
+  return out;
+}
+
+// Appends [begin, end) of the tokens; the hidden states.
+std::vector<float> append_part(Session& session, std::span<const int32_t> tokens,
+                               std::span<const MediaRows> media, int64_t begin, int64_t end) {
+  std::vector<float> all;
+  session.append(tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin)),
+                 media_within(session.model(), media, begin, end), nullptr, {}, nullptr,
+                 [&](Gemma4&, int64_t, Rows hidden) {
+                   all.insert(all.end(), hidden.data, hidden.data + hidden.n * hidden.cols);
+                 });
+  return all;
 }
 
 std::vector<float> copy(std::span<const float> x) { return {x.begin(), x.end()}; }
@@ -219,4 +257,217 @@ TEST_CASE("a callback that comes back to the model it runs in gets an error, not
   CHECK_THROWS_AS(session.append(tokens, nullptr, {}, &tap), Error);
   CHECK(session.tokens().empty());
   session.append(tokens, nullptr, {});
+}
+
+namespace {
+
+// Models without a per-layer embedding. Their windows have 16 positions or fewer.
+const char* const kMediaModels[] = {"tiny-gemma3-f32.gguf", "tiny-gemma4-f32.gguf",
+                                    "tiny-gemma4-26b-f16.gguf"};
+
+// Blocks at the start and the end, next to each other, longer than the window and than a step; sound between.
+std::vector<MediaRows> mixed_media(const LoadedModel& model) {
+  return {some_media(model, 0, 40), some_media(model, 45, 20, false), some_media(model, 70, 9),
+          some_media(model, 79, 1), some_media(model, 80, 12),        some_media(model, 140, 20)};
+}
+
+}  // namespace
+
+TEST_CASE("images and sound: the bits do not depend on threads, steps, the level or the pieces") {
+  for (const char* name : kMediaModels) {
+    for (const DType kv : {DType::F16, DType::F32}) {
+      const auto model = load(name, {.n_threads = 1});
+      const auto tokens = some_tokens(*model, 160);
+      const auto media = mixed_media(*model);
+      Session reference(model, 256, kv);
+      const auto expected = append_part(reference, tokens, media, 0, 160);
+      Session text(model, 256, kv);
+      CHECK_FALSE(same_bits(hidden_states(text, tokens, 160), expected));
+      for (const KernelLevel& level : kernel_levels(detect_cpu_features())) {
+        if (!level.supported) continue;
+        for (const int n_threads : {1, 3}) {
+          for (const int64_t n_ubatch : {1, 5, 64}) {
+            const auto other = load(name, {n_threads, level.table->name, n_ubatch});
+            Session whole(other, 256, kv), pieces(other, 256, kv);
+            CHECK(same_bits(append_part(whole, tokens, media, 0, 160), expected));
+            std::vector<float> joined;
+            int64_t begin = 0;
+            for (const int64_t end : {40, 50, 63, 79, 80, 92, 140, 160}) {
+              const auto part = append_part(pieces, tokens, media, begin, end);
+              joined.insert(joined.end(), part.begin(), part.end());
+              begin = end;
+            }
+            CHECK(same_bits(joined, expected));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("rows of a block see each other; sound and other blocks do not") {
+  const auto model = load("tiny-gemma4-f32.gguf");
+  const auto tokens = some_tokens(*model, 60);
+  const auto with_last_row = [&](float value, bool is_block) {
+    std::vector<MediaRows> media = {some_media(*model, 10, 12, is_block),
+                                    some_media(*model, 22, 12, is_block)};
+    const std::shared_ptr<float[]> vectors(new float[12 * 40]);
+    std::copy_n(media[1].vectors.get(), 12 * 40, vectors.get());
+    vectors[11 * 40] = value;
+    media[1].vectors = vectors;
+    Session session(model, 64, DType::F32);
+    return append_part(session, tokens, media, 0, 60);
+  };
+  const auto first_change = [](const std::vector<float>& a, const std::vector<float>& b) {
+    return std::mismatch(a.begin(), a.end(), b.begin()).first - a.begin();
+  };
+  CHECK(first_change(with_last_row(0, true), with_last_row(1, true)) / 40 == 22);
+  CHECK(first_change(with_last_row(0, false), with_last_row(1, false)) / 40 == 33);
+}
+
+TEST_CASE("a block longer than the rings lets them grow, and nothing else changes") {
+  for (const char* name : kMediaModels) {
+    const auto model = load(name, {.n_ubatch = 16}), large = load(name, {.n_ubatch = 1024});
+    const auto tokens = some_tokens(*model, 900);
+    const std::vector<MediaRows> media = {some_media(*model, 5, 10), some_media(*model, 420, 400)};
+    Session session(model, 1024, DType::F16), text(model, 1024, DType::F16),
+        reference(large, 1024, DType::F16);
+    const auto expected = append_part(reference, tokens, media, 0, 900);
+    text.append(tokens, nullptr, {});
+    CHECK(same_bits(append_part(session, tokens, media, 0, 900), expected));
+    CHECK(session.kv_bytes() > text.kv_bytes());
+    // Continuing after the growth.
+    const auto more = some_tokens(*model, 100, 5);
+    session.append(more, nullptr, {});
+    reference.append(more, nullptr, {});
+    CHECK(same_bits(session.logits(), reference.logits()));
+  }
+}
+
+TEST_CASE("a rewind over images continues as if the dropped ones had never been") {
+  for (const char* name : kMediaModels) {
+    const auto model = load(name, {.n_ubatch = 32});
+    const auto tokens = some_tokens(*model, 700);
+    const std::vector<MediaRows> media = {some_media(*model, 0, 30), some_media(*model, 60, 20, false),
+                                          some_media(*model, 100, 290), some_media(*model, 660, 40)};
+    for (const int64_t keep : {0, 30, 31, 60, 65, 100, 390, 400, 660, 700}) {
+      CAPTURE(keep);
+      Session session(model, 1024, DType::F16), fresh(model, 1024, DType::F16);
+      append_part(session, tokens, media, 0, 700);
+      session.rewind(keep);
+      CHECK(session.tokens().size() == static_cast<size_t>(keep));
+      if (keep > 0) {
+        append_part(fresh, tokens, media, 0, keep);
+        CHECK(same_bits(session.logits(), fresh.logits()));
+        session.rewind(keep);  // after the rows were run again
+        CHECK(same_bits(session.logits(), fresh.logits()));
+      }
+      const auto more = some_tokens(*model, 80, 9);
+      const std::vector<MediaRows> again = {some_media(*model, 3, 50)};
+      append_part(session, more, again, 0, 80);
+      append_part(fresh, more, again, 0, 80);
+      CHECK(same_bits(session.logits(), fresh.logits()));
+    }
+  }
+}
+
+TEST_CASE("a rewind into a block is refused with the positions that work") {
+  const auto model = load(kModels[1]);
+  const auto tokens = some_tokens(*model, 100);
+  const std::vector<MediaRows> media = {some_media(*model, 20, 30), some_media(*model, 60, 10, false)};
+  Session session(model, 128, DType::F16);
+  append_part(session, tokens, media, 0, 100);
+  const auto expected = copy(session.logits());
+  for (const int64_t n : {21, 35, 49})
+    CHECK_THROWS_WITH_AS(session.rewind(n), doctest::Contains("rewind to 20 or 50"), std::invalid_argument);
+  CHECK(session.tokens().size() == 100);
+  CHECK(same_bits(session.logits(), expected));
+  session.rewind(65);  // sound may be cut
+  session.rewind(50);
+  session.rewind(20);
+  session.rewind(0);
+}
+
+TEST_CASE("a cancelled image is as if it had never been appended") {
+  const auto model = load(kModels[1], {.n_ubatch = 8});
+  const auto tokens = some_tokens(*model, 400);
+  const std::vector<MediaRows> media = {some_media(*model, 100, 300)};
+  Session session(model, 512, DType::F16), fresh(model, 512, DType::F16);
+  append_part(session, tokens, media, 0, 50);
+  StopToken stop;
+  const Tap cancel_in_block = [&](const char* what, int64_t layer, Rows values) {
+    if (values.n == 300 && layer == 2 && std::string(what) == "attn_in") stop.cancel();
+  };
+  const auto rest = media_within(*model, media, 50, 400);
+  CHECK_THROWS_AS(session.append(std::span(tokens).subspan(50), rest, &stop, {}, &cancel_in_block),
+                  Cancelled);
+  CHECK(session.tokens().size() == 50);
+  append_part(session, tokens, media, 50, 400);
+  append_part(fresh, tokens, media, 0, 400);
+  CHECK(same_bits(session.logits(), fresh.logits()));
+}
+
+TEST_CASE("a re-reading that was interrupted goes on where it was") {
+  const auto model = load(kModels[1], {.n_ubatch = 8});
+  const auto tokens = some_tokens(*model, 600);
+  const std::vector<MediaRows> media = {some_media(*model, 20, 30), some_media(*model, 200, 100)};
+  Session session(model, 1024, DType::F16), fresh(model, 1024, DType::F16);
+  append_part(session, tokens, media, 0, 600);
+  session.rewind(310);  // far behind the window: the next call reads all 310 again
+  StopToken stop;
+  int64_t asked = 0;
+  stop.set_poll([&] {
+    if (++asked == 90) stop.cancel();
+  });
+  CHECK_THROWS_AS(session.logits(&stop), Cancelled);
+  CHECK(session.tokens().size() == 310);
+  const auto more = some_tokens(*model, 10, 3);
+  session.append(more, nullptr, {});
+  append_part(fresh, tokens, media, 0, 310);
+  fresh.append(more, nullptr, {});
+  CHECK(same_bits(session.logits(), fresh.logits()));
+}
+
+TEST_CASE("sessions with images share steps with others and get the bits of each alone") {
+  const auto model = load(kModels[1]);
+  const auto tokens = some_tokens(*model, 120);
+  const std::vector<MediaRows> media = {some_media(*model, 7, 70)};
+  const std::vector<std::vector<int32_t>> pieces = {some_tokens(*model, 3, 2), some_tokens(*model, 40, 3)};
+  Session a(model, 256, DType::F16), b(model, 256, DType::F16), alone(model, 256, DType::F16);
+  append_part(a, tokens, media, 0, 120);
+  a.rewind(90);
+  Session* const together[] = {&a, &b};
+  Session::append_together(together, pieces, nullptr);
+  append_part(alone, tokens, media, 0, 90);
+  alone.append(pieces[0], nullptr, {});
+  CHECK(same_bits(a.logits(), alone.logits()));
+}
+
+TEST_CASE("media that do not fit their tokens, their block or their model are refused before anything runs") {
+  const auto model = load(kModels[1]), e2b = load("tiny-gemma4-e2b-f16.gguf");
+  const auto tokens = some_tokens(*model, 1300);
+  const auto refused = [&](std::vector<MediaRows> media) {
+    Session session(model, 2048, DType::F16);
+    CHECK_THROWS_AS(session.append(tokens, media, nullptr, {}), std::invalid_argument);
+    CHECK(session.tokens().empty());
+  };
+  const MediaRows good = some_media(*model, 10, 10), none = some_media(*model, 10, 0);
+  refused({good, some_media(*model, 19, 3)});
+  refused({some_media(*model, 30, 3), good});
+  refused({some_media(*model, 1295, 6)});
+  refused({some_media(*model, -1, 6)});
+  refused({none});
+  refused({some_media(*model, 5, 1121)});
+  MediaRows endless = good;
+  endless.n_rows = std::numeric_limits<int64_t>::max();
+  refused({endless});
+  Session session(e2b, 64, DType::F16);
+  const std::vector<MediaRows> media = {some_media(*e2b, 0, 4)};
+  CHECK_THROWS_AS(session.append(std::span(tokens).first(8), media, nullptr, {}), UnsupportedError);
+  session.append(std::span(tokens).first(8), nullptr, {});
+  // The longest block, and sound of any length.
+  Session longest(model, 2048, DType::F16);
+  const std::vector<MediaRows> most = {some_media(*model, 5, 1120), some_media(*model, 1125, 175, false)};
+  longest.append(tokens, most, nullptr, {});
+  CHECK(longest.tokens().size() == 1300);
 }

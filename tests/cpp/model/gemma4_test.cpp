@@ -1,8 +1,10 @@
-// What the taps of a pass show: every input of a product under its name, and the rows of each expert.
+// What the taps of a pass show: every input of a product under its name, the rows of each expert, and the
+// attention of both kinds of layer over text, images and sound against the formulas in double precision.
 #include "model/gemma4.h"
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -138,5 +140,139 @@ TEST_CASE("widths follow the layer and the taps the formulas") {
     const double r = 1 / std::sqrt(sum / static_cast<double>(x[i].size()) + 1e-6);
     for (size_t j = 0; j < x[i].size(); ++j)
       CHECK(h[i][j] == doctest::Approx(x[i][j] * r * w[j]).epsilon(1e-5));
+  }
+}
+
+namespace {
+
+using Doubles = std::vector<double>;
+
+// rms_norm(head, w), then turned by its position: pair i by pos * freq[i].
+void norm_and_turn(double* head, int64_t d, const float* w, const Doubles& freq, double pos) {
+  double sum = 0;
+  for (int64_t i = 0; i < d; ++i) sum += head[i] * head[i];
+  const double r = 1 / std::sqrt(sum / static_cast<double>(d) + 1e-6);
+  for (int64_t i = 0; i < d; ++i) head[i] *= r * (w ? w[i] : 1);
+  for (size_t i = 0; i < freq.size(); ++i) {
+    double &a = head[i], &b = head[i + static_cast<size_t>(d / 2)];
+    const double c = std::cos(pos * freq[i]), s = std::sin(pos * freq[i]), turned = a * c - b * s;
+    b = b * c + a * s;
+    a = turned;
+  }
+}
+
+Doubles product(const Tensor& w, const std::vector<float>& x) {
+  Doubles y(static_cast<size_t>(w.rows));
+  for (int64_t r = 0; r < w.rows; ++r)
+    for (int64_t c = 0; c < w.cols; ++c)
+      y[static_cast<size_t>(r)] += static_cast<double>(w.f32()[r * w.cols + c]) * x[static_cast<size_t>(c)];
+  return y;
+}
+
+// The heads of layer i over all rows: h the normed inputs, block[p] the block of row p or -1.
+std::vector<Doubles> reference_attention(const LoadedModel& model, size_t i, const Matrix& h,
+                                         const std::vector<int>& block) {
+  const GgufFile& file = model.file();
+  const LayerConfig& layer = model.config().layers[i];
+  const auto tensor = [&](const std::string& name) {
+    const GgufTensor* found = file.find_tensor("blk." + std::to_string(i) + "." + name + ".weight");
+    return found ? file.view(*found) : Tensor();
+  };
+  const int64_t d = layer.head_dim;
+  const Tensor factors = file.view(*file.find_tensor("rope_freqs.weight"));
+  Doubles freq;
+  for (int64_t j = 0; j < d / 2; ++j) {
+    const double base = layer.is_sliding ? 1e4 : 1e6;
+    freq.push_back(std::pow(base, -2.0 * static_cast<double>(j) / static_cast<double>(d)) /
+                   (layer.is_sliding ? 1.0 : static_cast<double>(factors.f32()[j])));
+  }
+  std::vector<Doubles> q, k, v, out;
+  for (size_t p = 0; p < h.size(); ++p) {
+    q.push_back(product(tensor("attn_q"), h[p]));
+    k.push_back(product(tensor("attn_k"), h[p]));
+    v.push_back(tensor("attn_v") ? product(tensor("attn_v"), h[p]) : k.back());
+    const auto pos = static_cast<double>(p);
+    for (int64_t j = 0; j < layer.n_heads; ++j)
+      norm_and_turn(q[p].data() + j * d, d, tensor("attn_q_norm").f32(), freq, pos);
+    for (int64_t j = 0; j < layer.n_kv_heads; ++j) {
+      norm_and_turn(k[p].data() + j * d, d, tensor("attn_k_norm").f32(), freq, pos);
+      norm_and_turn(v[p].data() + j * d, d, nullptr, {}, pos);
+    }
+  }
+  const auto sees = [&](size_t row, size_t p) {
+    if (!layer.is_sliding) return p <= row;
+    const bool in_window = static_cast<int64_t>(p) > static_cast<int64_t>(row) - model.config().window;
+    return in_window && (p <= row || (block[row] >= 0 && block[p] == block[row]));
+  };
+  for (size_t row = 0; row < h.size(); ++row) {
+    Doubles a(q[row].size());
+    for (int64_t j = 0; j < layer.n_heads; ++j) {
+      const int64_t from = j / (layer.n_heads / layer.n_kv_heads) * d;
+      double sum = 0;
+      for (size_t p = 0; p < h.size(); ++p) {
+        if (!sees(row, p)) continue;
+        double score = 0;
+        for (int64_t x = 0; x < d; ++x)
+          score += q[row][static_cast<size_t>(j * d + x)] * k[p][static_cast<size_t>(from + x)];
+        sum += std::exp(score);
+        for (int64_t x = 0; x < d; ++x)
+          a[static_cast<size_t>(j * d + x)] += std::exp(score) * v[p][static_cast<size_t>(from + x)];
+      }
+      for (int64_t x = 0; x < d; ++x) a[static_cast<size_t>(j * d + x)] /= sum;
+    }
+    out.push_back(a);
+  }
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "attention over text, images and sound is that of the formulas, in every layer and for every step") {
+  const int64_t n = 110;
+  for (const int64_t n_ubatch : {256, 8}) {
+    const auto model = load("tiny-gemma4-f32.gguf", n_ubatch);
+    const int64_t d_model = model->config().d_model;
+    std::vector<int32_t> tokens(static_cast<size_t>(n));
+    std::iota(tokens.begin(), tokens.end(), 2);
+    const std::shared_ptr<float[]> vectors(new float[static_cast<size_t>(n * d_model)]);
+    for (int64_t i = 0; i < n * d_model; ++i)
+      vectors[static_cast<size_t>(i)] = std::sin(static_cast<float>(i * i));
+    // A block longer than the window of 16, sound, two blocks in a row, one at the end.
+    const std::vector<MediaRows> media = {{12, 40, vectors, true},
+                                          {55, 10, vectors, false},
+                                          {70, 5, vectors, true},
+                                          {75, 7, vectors, true},
+                                          {100, 10, vectors, true}};
+    std::vector<int> block(static_cast<size_t>(n), -1);
+    for (size_t m = 0; m < media.size(); ++m)
+      for (int64_t p = media[m].first; p < media[m].end(); ++p)
+        if (media[m].is_block) block[static_cast<size_t>(p)] = static_cast<int>(m);
+
+    std::map<std::pair<std::string, int64_t>, Matrix> seen;
+    const Tap tap([&](const char* what, int64_t layer, Rows rows) { add_rows(seen[{what, layer}], rows); });
+    Session session(model, 128, DType::F32);
+    session.append(tokens, media, nullptr, {}, &tap);
+
+    for (const MediaRows& m : media)
+      for (int64_t p = 0; p < m.n_rows; ++p)
+        CHECK(seen[{"embed", -1}][static_cast<size_t>(m.first + p)] ==
+              std::vector<float>(vectors.get() + p * d_model, vectors.get() + (p + 1) * d_model));
+    for (size_t i = 0; i < model->config().layers.size(); ++i) {
+      const auto layer = static_cast<int64_t>(i);
+      const auto expected = reference_attention(*model, i, seen[{"attn_in", layer}], block);
+      const Matrix& found = seen[{"attn_heads", layer}];
+      REQUIRE(found.size() == expected.size());
+      double worst = 0;
+      for (size_t row = 0; row < found.size(); ++row) {
+        double error = 0, norm = 0;
+        for (size_t x = 0; x < found[row].size(); ++x) {
+          error += std::pow(found[row][x] - expected[row][x], 2);
+          norm += std::pow(expected[row][x], 2);
+        }
+        worst = std::max(worst, std::sqrt(error / norm));
+      }
+      CHECK(worst < 1e-5);
+    }
   }
 }

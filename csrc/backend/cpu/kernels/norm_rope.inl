@@ -1,5 +1,7 @@
-// RMS norm, RMS norm added to a residual, and rotary position embedding of one head.
+// RMS norm, RMS norm added to a residual, layer norm, and rotary position embedding of one head.
 //   s = sum x^2 (8 lanes, fixed tree); r = 1 / sqrt(s / n + eps); y = (x * r) * w.
+//   layer norm: m = sum x / n, d = sum (x - m) / n, c = (x - m) - d, s = sum c^2; y = fma(c * r, w, b). d is
+//   what rounding left in the mean: without it a row of nearly equal numbers would lose most of its digits.
 //   rope: a' = fma(a, cos, -(b * sin)), b' = fma(b, cos, a * sin) with a = x[i], b = x[i + d/2].
 #pragma once
 
@@ -48,6 +50,47 @@ inline void add_rms_norm(float* x, const float* y, const float* w, int64_t n, fl
     const F8 v = mul(load_tail(y + i, n - i), r);
     const F8 scaled = weighted ? mul(v, load_tail(w + i, n - i)) : v;
     store_tail(x + i, add(load_tail(x + i, n - i), scaled), n - i);
+  }
+}
+
+// x - m - d for the first n < 8 elements; the other lanes are zero.
+inline F8 centered_tail(const float* x, int64_t n, F8 m, F8 d) noexcept {
+  float lanes[8] = {};
+  store_tail(lanes, sub(sub(load_tail(x, n), m), d), n);
+  return load8(lanes);
+}
+
+// Sum of x - m.
+inline float sum_from(const float* x, int64_t n, float m) noexcept {
+  const F8 origin = set1(m);
+  F8 lanes = zero8();
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) lanes = add(lanes, sub(load8(x + i), origin));
+  if (i < n) lanes = add(lanes, centered_tail(x + i, n - i, origin, zero8()));
+  return sum8(lanes);
+}
+
+inline void layer_norm(float* y, const float* x, const float* w, const float* b, int64_t n,
+                       float eps) noexcept {
+  const float count = static_cast<float>(n), mean = sum_from(x, n, 0.0f) / count;
+  const F8 m = set1(mean), d = set1(sum_from(x, n, mean) / count);
+  F8 lanes = zero8();
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const F8 c = sub(sub(load8(x + i), m), d);
+    lanes = fma(c, c, lanes);
+  }
+  if (i < n) {
+    const F8 c = centered_tail(x + i, n - i, m, d);
+    lanes = fma(c, c, lanes);
+  }
+  const float sum = sum8(lanes);
+  const F8 r = set1(sum < __builtin_inff() ? 1.0f / sqrt_lane(sum / count + eps) : sum - sum);
+  for (i = 0; i + 8 <= n; i += 8)
+    store8(y + i, fma(mul(sub(sub(load8(x + i), m), d), r), load8(w + i), load8(b + i)));
+  if (i < n) {
+    const F8 c = centered_tail(x + i, n - i, m, d);
+    store_tail(y + i, fma(mul(c, r), load_tail(w + i, n - i), load_tail(b + i, n - i)), n - i);
   }
 }
 

@@ -32,6 +32,7 @@ constexpr KernelTable make_table(const char* name, const char* description) {
   t.quantize_q8_256 = quantize_q8_256;
   t.rms_norm = rms_norm;
   t.add_rms_norm = add_rms_norm;
+  t.layer_norm = layer_norm;
   t.rope = rope;
   t.gelu_mul = gelu_mul;
   t.scale = scale;

@@ -102,6 +102,46 @@ TEST_CASE("embed scales the rows it is asked for") {
       CHECK(y.data[t * 64 + i] == 8.0f * table.values[static_cast<size_t>(tokens[t]) * 64 + i]);
 }
 
+TEST_CASE("rows can be written, get a vector added and be normalised, each by itself") {
+  const auto be = open_cpu("", 2);
+  const auto numbers = gaussian(6 * 48, 12), w = gaussian(48, 13), b = gaussian(48, 14);
+  const auto vector = [](const std::vector<float>& x) {
+    return Tensor{DType::F32, 1, 48, reinterpret_cast<const uint8_t*>(x.data())};
+  };
+  const Rows x = be->alloc(8, 48).first(6), y = be->alloc(6, 48);
+  be->write(x, numbers.data());
+  CHECK(std::memcmp(x.data, numbers.data(), numbers.size() * sizeof(float)) == 0);
+  be->add_vector(x, vector(b));
+  for (size_t i = 0; i < numbers.size(); ++i) CHECK(x.data[i] == numbers[i] + b[i % 48]);
+  be->layer_norm(y, x, vector(w), vector(b), 1e-5f);
+  for (int64_t row = 0; row < 6; ++row) {
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < 48; ++i) mean += x.data[row * 48 + i] / 48.0;
+    for (int64_t i = 0; i < 48; ++i) variance += std::pow(x.data[row * 48 + i] - mean, 2) / 48;
+    for (int64_t i = 0; i < 48; ++i) {
+      const auto at = static_cast<size_t>(i);
+      const double expected = (x.data[row * 48 + i] - mean) / std::sqrt(variance + 1e-5) * w[at] + b[at];
+      CHECK(std::abs(y.data[row * 48 + i] - expected) < 1e-5);
+    }
+  }
+}
+
+TEST_CASE("what was reserved may grow, and never shrinks") {
+  const auto be = open_cpu("", 2);
+  be->reserve(2, 64, 64);
+  be->reserve(3, 1024, 0);
+  be->reserve(1, 32, 8);
+  const Matrix m(DType::Q8_0, 5, 1024, 15);
+  const Rows x = filled(*be, 3, 1024, 16), y = be->alloc(3, 5);
+  be->matmul(y, m.tensor, x);
+  for (int64_t i = 0; i < 15; ++i) {
+    double dot = 0;
+    for (int64_t c = 0; c < 1024; ++c)
+      dot += static_cast<double>(m.values[static_cast<size_t>(i % 5 * 1024 + c)]) * x.data[i / 5 * 1024 + c];
+    CHECK(std::abs(y.data[i] - dot) < 1.0);
+  }
+}
+
 TEST_CASE("kv_append puts positions into their slots, heads apart, around the ring") {
   const auto be = open_cpu("", 2);
   be->reserve(8, 64, 16);

@@ -1,5 +1,5 @@
-// rms_norm, add_rms_norm and rope: equal bits in every level for all lengths and misalignments, the numeric
-// contract written out lane by lane, and closeness to double precision.
+// rms_norm, add_rms_norm, layer_norm and rope: equal bits in every level for all lengths and misalignments,
+// the numeric contract written out lane by lane, and closeness to double precision.
 #include <doctest/doctest.h>
 
 #include <bit>
@@ -114,6 +114,63 @@ TEST_CASE("rms_norm is close to double precision and writes nothing for an empty
   }
 }
 
+TEST_CASE("layer_norm follows the contract bit for bit in every level") {
+  const float eps = 1e-5f;
+  const auto tree = [](const float* l) {
+    return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
+  };
+  for (const KernelTable* table : supported_tables()) {
+    CAPTURE(table->name);
+    for (const int64_t n : lengths()) {
+      CAPTURE(n);
+      const auto shift = static_cast<size_t>(n % 5), count = static_cast<size_t>(n);
+      std::vector<float> x = random_floats(count + 16, static_cast<uint32_t>(n));
+      for (float& v : x) v += 3;
+      const std::vector<float> w = random_floats(x.size(), 7), b = random_floats(x.size(), 8);
+      float lane[8] = {}, rest[8] = {}, square[8] = {};
+      for (size_t i = 0; i < count; ++i) lane[i % 8] += x[shift + i];
+      const float mean = tree(lane) / static_cast<float>(n);
+      for (size_t i = 0; i < count; ++i) rest[i % 8] += x[shift + i] - mean;
+      const float d = tree(rest) / static_cast<float>(n);
+      for (size_t i = 0; i < count; ++i) {
+        const float c = (x[shift + i] - mean) - d;
+        square[i % 8] = std::fma(c, c, square[i % 8]);
+      }
+      const float r = 1.0f / std::sqrt(tree(square) / static_cast<float>(n) + eps);
+      std::vector<float> expected(x.size(), 7.0f), y(x.size(), 7.0f), in_place = x;
+      for (size_t i = shift; i < shift + count; ++i)
+        expected[i] = std::fma(((x[i] - mean) - d) * r, w[i], b[i]);
+      table->layer_norm(y.data() + shift, x.data() + shift, w.data() + shift, b.data() + shift, n, eps);
+      CHECK(same_bits(y, expected));
+      table->layer_norm(in_place.data() + shift, in_place.data() + shift, w.data() + shift, b.data() + shift,
+                        n, eps);
+      for (size_t i = 0; i < x.size(); ++i)
+        if (i < shift || i >= shift + count) expected[i] = x[i];
+      CHECK(same_bits(in_place, expected));
+    }
+  }
+}
+
+TEST_CASE("layer_norm is close to double precision, also where the mean is far larger than the spread") {
+  for (const KernelTable* table : supported_tables()) {
+    const std::vector<float> w = random_floats(6912, 6), b = random_floats(6912, 7);
+    for (const double offset : {0.0, 0.7, 100.0}) {
+      std::vector<float> x = random_floats(6912, 5), y(x.size());
+      for (float& v : x) v = static_cast<float>(0.01 * v + offset);
+      table->layer_norm(y.data(), x.data(), w.data(), b.data(), 6912, 1e-5f);
+      double mean = 0, variance = 0, error = 0, norm = 0;
+      for (const float v : x) mean += v / 6912.0;
+      for (const float v : x) variance += (v - mean) * (v - mean) / 6912.0;
+      for (size_t i = 0; i < x.size(); ++i) {
+        const double exact = (x[i] - mean) / std::sqrt(variance + 1e-5) * w[i] + b[i];
+        error += (y[i] - exact) * (y[i] - exact);
+        norm += exact * exact;
+      }
+      CHECK(std::sqrt(error / norm) < 2e-7);
+    }
+  }
+}
+
 TEST_CASE("rope turns the pairs it is asked to, with the bits of the contract, in every level") {
   for (const KernelTable* table : supported_tables()) {
     CAPTURE(table->name);
@@ -152,6 +209,9 @@ TEST_CASE("a row whose squares overflow gives NaN, not zeros") {
     if (!level.supported) continue;
     std::vector<float> x(24, 1e25f), y(24);
     level.table->rms_norm(y.data(), x.data(), nullptr, 24, 1e-6f);
+    for (const float v : y) CHECK(v != v);
+    for (size_t i = 0; i < x.size(); i += 2) x[i] = -1e25f;
+    level.table->layer_norm(y.data(), x.data(), x.data(), x.data(), 24, 1e-5f);
     for (const float v : y) CHECK(v != v);
   }
 }
