@@ -1,0 +1,1 @@
+"""Conversations: messages, templates, the reading of replies, tools and structured answers."""

@@ -1,0 +1,59 @@
+"""A stream read from an event loop: the engine works in a thread, the loop stays free."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
+
+from gemmule._types import Delta, Reply
+
+if TYPE_CHECKING:
+    from gemmule._stream import Stream
+
+__all__ = ["AsyncStream", "run"]
+
+_END = object()
+
+
+class AsyncStream:
+    """Asynchronous iterator over the pieces of an answer. `reply` is complete once the loop ended; cancelling
+    the task, leaving `async with`, or `cancel()` stops the engine.
+    """
+
+    def __init__(self, stream: "Stream") -> None:
+        self._stream = stream
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self
+
+    async def __anext__(self) -> Delta:
+        try:
+            piece = await asyncio.to_thread(next, self._stream, _END)
+        except asyncio.CancelledError:
+            self._stream.cancel()
+            raise
+        if not isinstance(piece, Delta):
+            raise StopAsyncIteration
+        return piece
+
+    async def __aenter__(self) -> "AsyncStream":
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._stream.cancel()
+        await asyncio.to_thread(self._stream.close)
+
+    def cancel(self) -> None:
+        """Stops at the next token."""
+        self._stream.cancel()
+
+    async def reply(self) -> Reply:
+        """The result; runs what is left."""
+        async for _ in self:
+            pass
+        return self._stream.reply
+
+
+async def run(start: "Callable[[], Stream]", stream: bool) -> "Reply | AsyncStream":
+    """Starts a generation in a thread; without `stream` waits for its reply."""
+    running = AsyncStream(await asyncio.to_thread(start))
+    return running if stream else await running.reply()

@@ -1,0 +1,208 @@
+"""From a conversation and its options to one request: the rendered prompt, how the answer is read, and what
+it must look like.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gemmule._checks import whole
+from gemmule._errors import UnsupportedError
+from gemmule._prompt import Prompt, PromptBuilder
+from gemmule._request import ChatOptions, Dialogue, GenerateOptions, Request, make_request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gemmule import _core
+    from gemmule._chat.constraint import Constraint
+    from gemmule._chat.grammar import Grammar
+    from gemmule._chat.messages import Message
+    from gemmule._chat.parser import Markers
+    from gemmule._chat.schema import SchemaSpec
+    from gemmule._chat.template import ChatTemplate
+    from gemmule._chat.tools import Tool
+    from gemmule._model import Model
+
+__all__ = ["chat_request", "conversation", "raw_request", "template_of"]
+
+_TEMPLATE = "tokenizer.chat_template"
+_SHAPES = ("schema", "regex", "choices", "grammar")
+_NOT_SAMPLING = (*_SHAPES, "image_tokens")
+_NOT_GENERATE = (
+    "system",
+    "images",
+    "audio",
+    "videos",
+    "think",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+)
+
+
+def template_of(file: "_core.GgufFile") -> "ChatTemplate | None":
+    """The file's chat template; None when it has none and the built-in one of Gemma 4 is used.
+
+    Throws UnsupportedError for a model that has no template and is no Gemma 4.
+    """
+    from gemmule._chat.template import ChatTemplate
+
+    keys = set(file.keys())
+    source = file.get(_TEMPLATE) if _TEMPLATE in keys else None
+    if isinstance(source, str) and source.strip():
+        return ChatTemplate(source, name=file.path)
+    if file.get("general.architecture") != "gemma4":
+        raise UnsupportedError(f"{file.path} has no chat template; use generate, which takes plain text")
+    return None
+
+
+def conversation(before: "tuple[Message, ...]", messages: Any, options: ChatOptions) -> "tuple[Message, ...]":
+    """The messages so far and the new ones."""
+    from gemmule._chat.messages import normalize
+
+    system = options.get("system")
+    if before and system is not None:
+        raise ValueError("a session takes its system message when it is made: model.session(system=...)")
+    images, audio, videos = options.get("images"), options.get("audio"), options.get("videos")
+    empty = isinstance(messages, Sequence) and not len(messages)
+    if empty and before and images is None and audio is None and videos is None:
+        return before
+    return (*before, *normalize(messages, system=system, images=images, audio=audio, videos=videos))
+
+
+def raw_request(model: "Model", rows: Prompt, options: GenerateOptions) -> Request:
+    """A continuation without template."""
+    grammar, schema = _grammar(options)
+    make: Callable[[], Constraint] | None = None
+    if grammar is not None:
+        from gemmule._chat.constraint import answer_constraint
+
+        tokenizer = model.tokenizer
+        wanted = grammar
+
+        def make() -> "Constraint":
+            return answer_constraint(wanted, tokenizer, eos_ids=tokenizer.eos_ids)
+
+    sampling = {name: value for name, value in options.items() if name not in _NOT_SAMPLING}
+    return make_request(model, rows, schema=schema, make_constraint=make, **sampling)  # type: ignore[arg-type]
+
+
+def chat_request(model: "Model", history: "Sequence[Message]", options: ChatOptions) -> Request:
+    """One turn of a conversation."""
+    from gemmule._chat.parser import Markers
+    from gemmule._chat.pieces import Piece
+    from gemmule._chat.render import render
+    from gemmule._chat.tools import tools_of
+
+    tokenizer = model.tokenizer
+    markers = Markers.of(tokenizer.id_of)
+    thinks, budget = _thinking(options.get("think", False))
+    if thinks and markers.channel_close is None:
+        raise UnsupportedError(f"{model.info.path} cannot think; leave out think")
+    tools = tools_of(options.get("tools") or ())
+    if tools and markers.call_open is None:
+        raise UnsupportedError(f"{model.info.path} has no tokens for tool calls; leave out tools")
+    template = model._template
+    rendered = render(
+        history,
+        template=template,
+        tools=[tool.declaration() for tool in tools],
+        think=thinks,
+        bos="" if tokenizer.bos_id is None else tokenizer.decode([tokenizer.bos_id]),
+    )
+    builder = PromptBuilder(tokenizer, model._media, image_tokens=options.get("image_tokens"))
+    for piece in rendered.pieces:
+        if isinstance(piece, Piece):
+            builder.text(piece.text, special=piece.special)
+        else:
+            builder.part(piece)
+    grammar, schema = _grammar(options)
+    make = _constraint(model, markers, tools, grammar, options, thinks)
+    sampling = {
+        name: value for name, value in options.items() if name not in (*_NOT_SAMPLING, *_NOT_GENERATE)
+    }
+    return make_request(
+        model,
+        builder.build(),
+        schema=schema,
+        make_constraint=make,
+        dialogue=Dialogue(
+            markers, tuple(tool.name for tool in tools), thinks, budget, rendered.thinking_open
+        ),
+        warnings=() if template is None else template.warnings,
+        **sampling,  # type: ignore[arg-type]
+    )
+
+
+def _thinking(think: object) -> tuple[bool, int | None]:
+    """Whether to think, and the most tokens of it."""
+    if isinstance(think, bool):
+        return think, None
+    budget = whole("think", think, 0, 2**31)
+    return budget > 0, budget
+
+
+def _grammar(options: GenerateOptions) -> "tuple[Grammar | None, SchemaSpec | None]":
+    """What the answer must look like."""
+    if all(options.get(name) is None for name in _SHAPES):
+        return None, None
+    from gemmule._chat.grammar import grammar_of
+    from gemmule._chat.schema import SchemaSpec
+
+    schema = options.get("schema")
+    spec = None if schema is None else SchemaSpec.of(schema)
+    grammar = grammar_of(
+        schema=None if spec is None else spec.json_schema,
+        regex=options.get("regex"),
+        choices=options.get("choices"),
+        grammar=options.get("grammar"),
+    )
+    return grammar, spec
+
+
+def _constraint(
+    model: "Model",
+    markers: "Markers",
+    tools: "tuple[Tool, ...]",
+    grammar: "Grammar | None",
+    options: ChatOptions,
+    thinks: bool,
+) -> "Callable[[], Constraint] | None":
+    """What makes the constraint of one run; compiled when the run begins."""
+    tokenizer, choice = model.tokenizer, _choice(options.get("tool_choice"), tools)
+    if tools:
+        from gemmule._chat.constraint import tool_constraint
+
+        parallel = options.get("parallel_tool_calls", True)
+        return lambda: tool_constraint(
+            tools, tokenizer, markers, choice=choice, parallel=parallel, thinking=thinks, answer=grammar
+        )
+    if grammar is None:
+        return None
+    from gemmule._chat.constraint import answer_constraint
+
+    return lambda: answer_constraint(
+        grammar,
+        tokenizer,
+        starts_after=markers.channel_close if thinks else None,
+        starts_with=markers.channel_open,
+        eos_ids=tokenizer.eos_ids,
+    )
+
+
+def _choice(choice: Any, tools: "tuple[Tool, ...]") -> str:
+    """tool_choice as one word: auto, none, required or a tool's name. OpenAI's form with a dict is taken."""
+    if choice is None:
+        return "auto"
+    if isinstance(choice, dict):
+        function = choice.get("function")
+        choice = function.get("name") if isinstance(function, dict) else choice.get("name")
+    names = [tool.name for tool in tools]
+    if not isinstance(choice, str) or choice not in ("auto", "none", "required", *names):
+        raise ValueError(
+            f"tool_choice is {choice!r}; use 'auto', 'none', 'required'"
+            + (f" or one of {', '.join(names)}" if names else "; no tools were given")
+        )
+    if choice not in ("auto", "none") and not tools:
+        raise ValueError(f"tool_choice={choice!r} needs tools")
+    return choice
