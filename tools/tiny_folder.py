@@ -36,10 +36,8 @@ GEMMA3_TEMPLATE = (
     "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content }}<end_of_turn>\n"
     "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
-GEMMA4_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
-    "{{ m.content }}<turn|>\n{% endfor %}{% if add_generation_prompt %}<|turn>model\n{% endif %}"
-)
+_TEMPLATE_FILE = Path(__file__).resolve().parents[1] / "python" / "gemmule" / "_chat" / "gemma4.jinja"
+GEMMA4_TEMPLATE = _TEMPLATE_FILE.read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     import gemmule
 
     with gemmule.Model("model.gguf") as model:
-        print(model.generate("The capital of France is", max_tokens=16))
+        print(model.chat("What is in this picture?", images="cat.jpg"))
 
 Names are loaded when first used, so importing the package is quick and prints nothing.
 """
@@ -12,6 +12,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gemmule._chat.async_stream import AsyncStream
+    from gemmule._chat.messages import Message, ToolCall
+    from gemmule._chat.tools import Tool
     from gemmule._convert.bundle import bundle, split, verify
     from gemmule._convert.convert import convert, quantize_file
     from gemmule._convert.imatrix import imatrix
@@ -30,7 +33,9 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from gemmule._inspect import devices, estimate, inspect
+    from gemmule._media.parts import Audio, Image, Video
     from gemmule._model import Model
+    from gemmule._prompt import Prompt
     from gemmule._quant import dequantize, quantize
     from gemmule._sampling import SamplingParams
     from gemmule._session import Session
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
         Reply,
         Score,
         Timings,
+        TokenCount,
         TokenLogprob,
         Usage,
         VerifyReport,
@@ -52,6 +58,8 @@ if TYPE_CHECKING:
     from gemmule._version import __version__
 
 __all__ = [
+    "AsyncStream",
+    "Audio",
     "Cancelled",
     "ContextLengthError",
     "ConvertReport",
@@ -62,13 +70,16 @@ __all__ = [
     "Error",
     "FormatError",
     "GrammarError",
+    "Image",
     "MediaError",
     "MemoryPlan",
+    "Message",
     "MissingExtraError",
     "Model",
     "ModelInfo",
     "ModelNotFoundError",
     "NotEnoughMemoryError",
+    "Prompt",
     "Reply",
     "SamplingParams",
     "Score",
@@ -76,11 +87,15 @@ __all__ = [
     "StopToken",
     "Stream",
     "Timings",
+    "TokenCount",
     "TokenLogprob",
     "Tokenizer",
+    "Tool",
+    "ToolCall",
     "UnsupportedError",
     "Usage",
     "VerifyReport",
+    "Video",
     "__version__",
     "bundle",
     "convert",
@@ -96,6 +111,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "_chat.async_stream": ("AsyncStream",),
+    "_chat.messages": ("Message", "ToolCall"),
+    "_chat.tools": ("Tool",),
     "_convert.bundle": ("bundle", "split", "verify"),
     "_convert.convert": ("convert", "quantize_file"),
     "_convert.imatrix": ("imatrix",),
@@ -114,7 +132,9 @@ _HOMES = {
         "UnsupportedError",
     ),
     "_inspect": ("devices", "estimate", "inspect"),
+    "_media.parts": ("Audio", "Image", "Video"),
     "_model": ("Model",),
+    "_prompt": ("Prompt",),
     "_quant": ("dequantize", "quantize"),
     "_sampling": ("SamplingParams",),
     "_session": ("Session",),
@@ -129,6 +149,7 @@ _HOMES = {
         "Reply",
         "Score",
         "Timings",
+        "TokenCount",
         "TokenLogprob",
         "Usage",
         "VerifyReport",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from gemmule import _core
 from gemmule._checks import MAX_CONTEXT, kv_format, path_text, whole
-from gemmule._errors import NotEnoughMemoryError
+from gemmule._errors import FormatError, NotEnoughMemoryError
 from gemmule._memory import machine_memory
 from gemmule._types import Device, MemoryPlan, ModelInfo, format_bytes
 
@@ -20,8 +20,10 @@ __all__ = [
     "estimate",
     "info_of",
     "inspect",
+    "modalities_of",
     "open_header",
     "plan_for",
+    "section_file",
 ]
 
 Header = _core.GgufFile
@@ -71,7 +73,30 @@ def devices() -> list[Device]:
     ]
 
 
-def info_of(file: _core.GgufFile) -> ModelInfo:
+def section_file(file: _core.GgufFile, name: str) -> _core.GgufFile | None:
+    """A section of a bundle, opened as the complete GGUF image it is; None where there is none."""
+    offset, size = (f"gemmule.section.{name}.{what}" for what in ("offset", "size"))
+    keys = set(file.keys())
+    if offset not in keys or size not in keys:
+        return None
+    start, n_bytes = file.get(offset), file.get(size)
+    if not (isinstance(start, int) and isinstance(n_bytes, int) and n_bytes > 0 and start > 0):
+        raise FormatError(f"{file.path}: {offset} and {size} must say where the section lies")
+    return _core.GgufFile(file.path, start, n_bytes)
+
+
+def modalities_of(mmproj: _core.GgufFile | None) -> tuple[str, ...]:
+    """What a model with these embedders takes in."""
+    kinds = ["text"]
+    keys = set() if mmproj is None else set(mmproj.keys())
+    for name, kind in (("vision", "image"), ("audio", "audio"), ("vision", "video")):
+        key = f"clip.has_{name}_encoder"
+        if mmproj is not None and key in keys and mmproj.get(key) is True:
+            kinds.append(kind)
+    return tuple(kinds)
+
+
+def info_of(file: _core.GgufFile, mmproj: _core.GgufFile | None = None) -> ModelInfo:
     keys = set(file.keys())
 
     def read(key: str, default: Any) -> Any:
@@ -96,6 +121,7 @@ def info_of(file: _core.GgufFile) -> ModelInfo:
         n_layers=read(f"{architecture}.block_count", 0),
         d_model=read(f"{architecture}.embedding_length", 0),
         n_vocab=embedding[1] if len(embedding) == 2 else 0,
+        modalities=modalities_of(mmproj or section_file(file, "mmproj")),
         has_drafter="drafter" in sections,
         sections=tuple(sections),
     )

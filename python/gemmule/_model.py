@@ -1,12 +1,13 @@
-"""A model opened from one GGUF file: logits, scores, hidden states and text. See also _session.py and
-_stream.py.
+"""A model opened from one GGUF file: logits, scores, hidden states, text and chat. See also _session.py,
+_stream.py and _chat/plan.py.
 """
 
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Literal, Unpack, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,21 +15,20 @@ from numpy.typing import NDArray
 from gemmule import _core
 from gemmule._checks import MAX_CONTEXT, MAX_THREADS, kv_format, path_text, whole
 from gemmule._errors import DeviceError, Error
-from gemmule._inspect import ContextSize, checked_context, choose_plan, info_of
-from gemmule._prompt import Prompt, prompt_ids
+from gemmule._inspect import ContextSize, checked_context, choose_plan, info_of, section_file
+from gemmule._media.embedder import MediaFrontEnd, find_mmproj
+from gemmule._prompt import Prompt, PromptLike, Span, build_prompt
+from gemmule._request import ChatOptions, GenerateOptions, Progress, Request, check_callbacks
 from gemmule._sampling import SamplingParams
-from gemmule._session import (
-    GenerateOptions,
-    Progress,
-    Session,
-    check_callbacks,
-    make_request,
-    perplexity,
-    too_long,
-)
+from gemmule._session import Session, check_options, perplexity, too_long
 from gemmule._stream import Stream
 from gemmule._tokenizer import Tokenizer
-from gemmule._types import MemoryPlan, ModelInfo, Reply, Score
+from gemmule._types import MemoryPlan, ModelInfo, Reply, Score, TokenCount
+
+if TYPE_CHECKING:
+    from gemmule._chat.async_stream import AsyncStream
+    from gemmule._chat.messages import Message, ToolCall
+    from gemmule._chat.template import ChatTemplate
 
 __all__ = ["Model"]
 
@@ -37,8 +37,10 @@ class Model:
     """Weights, tokenizer and defaults of one file. A context manager; thread-safe.
 
     n_ctx: "auto" (the largest of 4k, 8k, 16k, 32k that fits), "max" (what the model was trained for) or a
-    number. n_threads: None uses all physical cores. kv_type: "f16" or "f32". isa: None picks the best
-    instruction set ($GEMMULE_CPU_ISA overrides). The results do not depend on n_threads or isa.
+    number. n_threads: None uses all physical cores. kv_type: "f16" or "f32". mmproj: the file with the image
+    and audio embedders; None takes those inside the model file, else the one lying beside it; False takes
+    none. isa: None picks the best instruction set ($GEMMULE_CPU_ISA overrides). The results do not depend on
+    n_threads or isa.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Model:
         n_threads: int | None = None,
         device: str = "auto",
         kv_type: str = "f16",
+        mmproj: str | os.PathLike[str] | Literal[False] | None = None,
         isa: str | None = None,
     ) -> None:
         if device not in ("auto", "cpu"):
@@ -64,6 +67,7 @@ class Model:
         self._plan = choose_plan(core.file, n_ctx, kv_type=kv_type)
         self._file = core.file
         self._tokenizer = Tokenizer(core.file)
+        self._media = MediaFrontEnd(core.file.path, _mmproj_of(core, mmproj), self._tokenizer)
         self._suppress = list(core.suppress_tokens)
         self._isa, self._n_threads = core.isa, core.n_threads
         self._core = core
@@ -73,7 +77,7 @@ class Model:
     @cached_property
     def info(self) -> ModelInfo:
         """What the file says about itself."""
-        return info_of(self._file)
+        return info_of(self._file, self._media.file)
 
     @property
     def plan(self) -> MemoryPlan:
@@ -112,26 +116,28 @@ class Model:
 
     # -- numbers -------------------------------------------------------------------------------------------
 
-    def logits(self, prompt: Prompt, *, all: bool = False) -> NDArray[np.float32]:
+    def logits(self, prompt: PromptLike, *, all: bool = False) -> NDArray[np.float32]:
         """The model's output after the last token, float32 [n_vocab]; with `all` after each, [n_tokens,
         n_vocab].
         """
         with self._lock:
-            ids, session = self._fresh(prompt)
+            rows, session = self._fresh(prompt)
+            ids, media = np.array(rows.tokens, np.int32), self._embed(rows.spans, 0, None)
             if all:
-                return session.append_logits(ids)
-            session.append(ids)
+                return session.append_logits(ids, media=media)
+            session.append(ids, media=media)
             return session.logits()
 
-    def hidden(self, prompt: Prompt) -> NDArray[np.float32]:
+    def hidden(self, prompt: PromptLike) -> NDArray[np.float32]:
         """The hidden state of each token after the final norm: float32 [n_tokens, d_model]."""
         with self._lock:
-            ids, session = self._fresh(prompt)
-            return session.append_hidden(ids)
+            rows, session = self._fresh(prompt)
+            ids = np.array(rows.tokens, np.int32)
+            return session.append_hidden(ids, media=self._embed(rows.spans, 0, None))
 
     def score(
         self,
-        text_or_ids: Prompt,
+        text_or_ids: "str | Sequence[int] | NDArray[np.integer[Any]]",
         *,
         n_ctx: int = 512,
         top: int = 0,
@@ -149,7 +155,10 @@ class Model:
         n_ctx = whole("n_ctx", n_ctx, 4, MAX_CONTEXT)
         top = whole("top", top, 0, 1000)
         check_callbacks(cancel, progress)
-        ids = np.array(prompt_ids(self._tokenizer, text_or_ids), np.int32)
+        rows = build_prompt(self._tokenizer, self._media, text_or_ids)
+        if rows.spans:
+            raise ValueError("only text can be scored; logits(prompt, all=True) takes media")
+        ids = np.array(rows.tokens, np.int32)
         if len(ids) < 2:
             raise ValueError("a text of one token has nothing to score")
         short = len(ids) < n_ctx
@@ -175,8 +184,8 @@ class Model:
                 logprobs.append(values)
                 tokens += window[first + 1 :].tolist()
                 if top:
-                    rows = zip(top_ids.tolist(), top_values.tolist(), strict=True)
-                    tops += [tuple(zip(row, row_values, strict=True)) for row, row_values in rows]
+                    pairs = zip(top_ids.tolist(), top_values.tolist(), strict=True)
+                    tops += [tuple(zip(row, row_values, strict=True)) for row, row_values in pairs]
                 if progress is not None:
                     progress(i + 1, n_windows)
         flat = np.concatenate(logprobs)
@@ -187,73 +196,137 @@ class Model:
 
     @overload
     def generate(
-        self, prompt: Prompt, *, stream: Literal[False] = ..., **options: Unpack[GenerateOptions]
+        self, prompt: PromptLike, *, stream: Literal[False] = ..., **options: Unpack[GenerateOptions]
     ) -> Reply: ...
     @overload
     def generate(
-        self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[GenerateOptions]
+        self, prompt: PromptLike, *, stream: Literal[True], **options: Unpack[GenerateOptions]
     ) -> Stream: ...
     @overload
     def generate(
-        self, prompt: Prompt, *, stream: bool, **options: Unpack[GenerateOptions]
+        self, prompt: PromptLike, *, stream: bool, **options: Unpack[GenerateOptions]
     ) -> Reply | Stream: ...
     def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repeat_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        logit_bias: Mapping[int, float] | None = None,
-        seed: int | None = None,
-        stop: str | Iterable[str] | None = None,
-        logprobs: int | None = None,
-        stream: bool = False,
-        cancel: _core.StopToken | None = None,
-        progress: Progress | None = None,
+        self, prompt: PromptLike, *, stream: bool = False, **options: Unpack[GenerateOptions]
     ) -> Reply | Stream:
-        """Continues a prompt.
+        """Continues a prompt, as it is, without the chat template.
 
-        Sampling values left at None come from the file; temperature 0 is greedy; without a seed one is
-        drawn and reported in the reply. `max_tokens=None` goes on until the model ends or the context is
-        full. `logprobs=n` adds each token's log-probability and the n likeliest alternatives.
-        `progress(done, total)` is called during the prompt.
+        max_tokens: None goes on until the model ends or the context is full.
+        temperature, top_k, top_p, min_p: None means the file's own value; temperature 0 is greedy.
+        repeat_penalty, presence_penalty, frequency_penalty, logit_bias (id -> number added).
+        seed: None draws one, which the reply reports.
+        stop: a string or several, at which the answer ends.
+        logprobs: n adds each token's log-probability and the n likeliest alternatives.
+        schema, regex, choices, grammar: at most one; what the answer must look like (see `chat`).
+        image_tokens: 70, 140, 280, 560 or 1120, the detail at which images are seen.
+        cancel: a StopToken that ends the work from anywhere; progress(done, total): called during the prompt.
         """
-        request = make_request(
-            self,
-            prompt_ids(self._tokenizer, prompt),
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            logit_bias=logit_bias,
-            seed=seed,
-            stop=stop,
-            logprobs=logprobs,
-            cancel=cancel,
-            progress=progress,
-        )
-        # No more cache than this answer can use: short answers then start without touching much memory.
-        n_ctx = self.n_ctx
-        if request.max_tokens is not None and len(request.ids) <= n_ctx:
-            n_ctx = min(n_ctx, len(request.ids) + request.max_tokens)
-        session = Session(self, n_ctx=n_ctx, kv_type=self._plan.kv_type)
-        running = session._start(request, owned=True)
-        return running if stream else running.reply
+        check_options("generate", options, GenerateOptions)
+        rows = build_prompt(self._tokenizer, self._media, prompt, image_tokens=options.get("image_tokens"))
+        return self._answer(self._raw_request(rows, options), stream)
 
-    def session(self, *, n_ctx: int | None = None, kv_type: str | None = None) -> Session:
-        """A new empty timeline; its context defaults to the model's."""
+    @overload
+    def chat(
+        self, messages: Any, *, stream: Literal[False] = ..., **options: Unpack[ChatOptions]
+    ) -> Reply: ...
+    @overload
+    def chat(self, messages: Any, *, stream: Literal[True], **options: Unpack[ChatOptions]) -> Stream: ...
+    @overload
+    def chat(self, messages: Any, *, stream: bool, **options: Unpack[ChatOptions]) -> Reply | Stream: ...
+    def chat(self, messages: Any, *, stream: bool = False, **options: Unpack[ChatOptions]) -> Reply | Stream:
+        """Answers a message or a conversation through the file's chat template.
+
+        messages: a text, or messages in the dialect of OpenAI, transformers, llama.cpp or Ollama.
+        system: a system message in front.
+        images, audio, videos: one or several, put before the last user text.
+        think: False, True, or the most tokens to think; the thoughts are in `reply.thinking`, and max_tokens
+        counts the answer alone.
+        tools: functions (signature and docstring become the schema) or OpenAI declarations; calls come back
+        in `reply.tool_calls` with arguments that fit the schema.
+        tool_choice: "auto", "none", "required" or a name. parallel_tool_calls: False ends after one call.
+        schema: what the answer must be: a JSON schema, a pydantic model, msgspec Struct, dataclass, TypedDict
+        or a type such as list[int]; `reply.parsed` is the value. regex, choices, grammar (Lark or GBNF): the
+        same for text. They begin after the thinking.
+        And everything `generate` takes.
+        """
+        check_options("chat", options, ChatOptions)
+        history = self._conversation((), messages, options)
+        return self._answer(self._chat_request(history, options), stream)
+
+    def act(
+        self,
+        messages: Any,
+        *,
+        tools: Sequence[Any],
+        max_rounds: int = 8,
+        on_call: "Callable[[ToolCall], bool | None] | None" = None,
+        **options: Any,
+    ) -> Reply:
+        """`chat`, running the functions it asks for and answering with their results, until it needs none.
+
+        on_call(call) may return False to refuse a call; the model is told. A function that raises does not
+        end the work: the model gets the error. `reply.usage` counts the last round, `reply.warnings` says
+        when the rounds were used up. Takes the other options of `chat`.
+        """
+        from gemmule._chat.act import act
+
+        check_options("act", options, ChatOptions)
+        return act(
+            self,
+            messages,
+            tools=tools,
+            max_rounds=max_rounds,
+            on_call=on_call,
+            options=cast(ChatOptions, options),
+        )
+
+    def create_chat_completion(self, **request: Any) -> Any:
+        """OpenAI's chat completion: its request as keywords, its response as a dict, or with stream=True an
+        iterator of its chunks.
+        """
+        from gemmule._chat.openai import create_chat_completion
+
+        return create_chat_completion(self, request)
+
+    async def agenerate(
+        self, prompt: PromptLike, *, stream: bool = False, **options: Unpack[GenerateOptions]
+    ) -> "Reply | AsyncStream":
+        """`generate` without blocking the event loop; cancelling the task stops the engine."""
+        from gemmule._chat.async_stream import run
+
+        return await run(lambda: self.generate(prompt, stream=True, **options), stream)
+
+    async def achat(
+        self, messages: Any, *, stream: bool = False, **options: Unpack[ChatOptions]
+    ) -> "Reply | AsyncStream":
+        """`chat` without blocking the event loop; cancelling the task stops the engine."""
+        from gemmule._chat.async_stream import run
+
+        return await run(lambda: self.chat(messages, stream=True, **options), stream)
+
+    def render(self, messages: Any, **options: Unpack[ChatOptions]) -> Prompt:
+        """The exact prompt of a chat request: text, token ids, tokens of each modality. Takes the options of
+        `chat`; `generate` and `logits` take the result.
+        """
+        check_options("render", options, ChatOptions)
+        return self._chat_request(self._conversation((), messages, options), options).prompt
+
+    def count_tokens(self, messages_or_text: Any, **options: Unpack[ChatOptions]) -> TokenCount:
+        """How many tokens a prompt has, and how many of them are image, audio and video. Text and parts count
+        as `generate` takes them (without BOS); messages as `chat` renders them. Nothing is run.
+        """
+        check_options("count_tokens", options, ChatOptions)
+        if options or _is_conversation(messages_or_text):
+            return self.render(messages_or_text, **options).count
+        return build_prompt(self._tokenizer, self._media, messages_or_text, add_bos=False).count
+
+    def session(
+        self, *, system: str | None = None, n_ctx: int | None = None, kv_type: str | None = None
+    ) -> Session:
+        """A new empty timeline; its context defaults to the model's. `system` begins its conversation."""
         size = self.n_ctx if n_ctx is None else whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
-        return Session(self, n_ctx=size, kv_type=self._plan.kv_type if kv_type is None else kv_type)
+        kv_type = self._plan.kv_type if kv_type is None else kv_type
+        return Session(self, n_ctx=size, kv_type=kv_type, system=system)
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -281,8 +354,74 @@ class Model:
             raise Error("the model is closed")
         return self._core
 
-    def _fresh(self, prompt: Prompt) -> tuple[NDArray[np.int32], _core.Session]:
-        ids = np.array(prompt_ids(self._tokenizer, prompt), np.int32)
-        if len(ids) > self.n_ctx:
-            raise too_long(len(ids), self.n_ctx)
-        return ids, self._engine().session(n_ctx=max(len(ids), 1), kv_type=self._plan.kv_type)
+    def _fresh(self, prompt: PromptLike) -> tuple[Prompt, _core.Session]:
+        rows = build_prompt(self._tokenizer, self._media, prompt)
+        if len(rows) > self.n_ctx:
+            raise too_long(len(rows), self.n_ctx)
+        return rows, self._engine().session(n_ctx=max(len(rows), 1), kv_type=self._plan.kv_type)
+
+    # -- used by Session and the chat modules --------------------------------------------------------------
+
+    @cached_property
+    def _template(self) -> "ChatTemplate | None":
+        from gemmule._chat.plan import template_of
+
+        return template_of(self._file)
+
+    def _answer(self, request: Request, stream: bool) -> Reply | Stream:
+        # No more cache than this answer can use: short answers then start without touching much memory.
+        n_ctx, n_prompt = self.n_ctx, len(request.prompt)
+        thinks = request.dialogue is not None and request.dialogue.thinks
+        if request.max_tokens is not None and not thinks and n_prompt <= n_ctx:
+            n_ctx = min(n_ctx, n_prompt + request.max_tokens)
+        session = Session(self, n_ctx=n_ctx, kv_type=self._plan.kv_type)
+        running = session._start(request, owned=True)
+        return running if stream else running.reply
+
+    def _raw_request(self, rows: Prompt, options: GenerateOptions) -> Request:
+        from gemmule._chat.plan import raw_request
+
+        return raw_request(self, rows, options)
+
+    def _conversation(
+        self, before: "tuple[Message, ...]", messages: Any, options: ChatOptions
+    ) -> "tuple[Message, ...]":
+        from gemmule._chat.plan import conversation
+
+        return conversation(before, messages, options)
+
+    def _chat_request(self, history: "tuple[Message, ...]", options: ChatOptions) -> Request:
+        from gemmule._chat.plan import chat_request
+
+        return chat_request(self, history, options)
+
+    def _embed(
+        self, spans: Sequence[Span], offset: int, stop: _core.StopToken | None
+    ) -> list[tuple[int, NDArray[np.float32], bool]]:
+        """The embeddings of pictures and sounds, with their rows moved by `offset`."""
+        engine, media = self._engine(), self._media
+        return [
+            (span.first + offset, media.embed(engine, span.source, stop), span.is_block and media.has_blocks)
+            for span in spans
+        ]
+
+
+def _mmproj_of(
+    core: _core.Model, mmproj: str | os.PathLike[str] | Literal[False] | None
+) -> _core.GgufFile | None:
+    if mmproj is False:
+        return None
+    if mmproj is not None:
+        return _core.GgufFile(path_text(mmproj))
+    inside = section_file(core.file, "mmproj")
+    if inside is not None:
+        return inside
+    beside = find_mmproj(Path(core.file.path), core.d_model)
+    return None if beside is None else _core.GgufFile(str(beside))
+
+
+def _is_conversation(value: Any) -> bool:
+    from gemmule._chat.messages import Message
+
+    first = value[0] if isinstance(value, Sequence) and not isinstance(value, str) and len(value) else value
+    return isinstance(first, Message | dict)

@@ -1,12 +1,14 @@
 """A session: one timeline of tokens that keeps its KV cache, so going on costs only the new tokens.
 
 `tokens` is everything appended and generated. The last token of an answer is run lazily, when something
-follows it.
+follows it. `chat` keeps the messages too: each turn is rendered whole, and what the timeline already holds of
+it is not run again.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,44 +16,16 @@ from numpy.typing import NDArray
 from gemmule import _core
 from gemmule._checks import kv_format, whole
 from gemmule._errors import ContextLengthError, Error
-from gemmule._prompt import Prompt, prompt_ids
-from gemmule._sampling import SamplingParams
-from gemmule._stream import Request, Stream
+from gemmule._prompt import EMPTY, Prompt, PromptLike, Span, build_prompt, identity
+from gemmule._request import ChatOptions, GenerateOptions, Progress, Request, check_callbacks
+from gemmule._stream import Stream
 from gemmule._types import Reply
 
 if TYPE_CHECKING:
+    from gemmule._chat.messages import Message
     from gemmule._model import Model
 
-__all__ = [
-    "GenerateOptions",
-    "Progress",
-    "Session",
-    "check_callbacks",
-    "make_request",
-    "perplexity",
-    "too_long",
-]
-
-Progress = Callable[[int, int], None]
-
-
-class GenerateOptions(TypedDict, total=False):
-    """The options of `generate`, for Model and Session."""
-
-    max_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repeat_penalty: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    logit_bias: Mapping[int, float] | None
-    seed: int | None
-    stop: str | Iterable[str] | None
-    logprobs: int | None
-    cancel: _core.StopToken | None
-    progress: Progress | None
+__all__ = ["Session", "check_options", "perplexity", "too_long"]
 
 
 class Session:
@@ -59,13 +33,17 @@ class Session:
     open.
     """
 
-    def __init__(self, model: "Model", *, n_ctx: int, kv_type: str) -> None:
+    def __init__(self, model: "Model", *, n_ctx: int, kv_type: str, system: str | None = None) -> None:
         self._model = model
         self._core: _core.Session | None = model._engine().session(n_ctx=n_ctx, kv_type=kv_format(kv_type))
         self._timeline: list[int] = []  # kept here because the engine cannot be asked while it runs
+        self._spans: list[Span] = []  # the pictures and sounds on the timeline
         self._n_pending = 0  # how many at the end of the timeline have not been run yet
         self._stream: Stream | None = None
         self._busy = False
+        self._messages: tuple[Message, ...] = ()
+        if system is not None:
+            self.messages = [{"role": "system", "content": system}]
 
     @property
     def model(self) -> "Model":
@@ -103,51 +81,101 @@ class Session:
             if not self.n_tokens:
                 raise ValueError("the session is empty; append a prompt first")
             self._close_stream()
-            self._advance([], None, None)
+            self._advance(None, None, None)
             return self._engine().logits()
 
     def append(
-        self, prompt: Prompt, *, cancel: _core.StopToken | None = None, progress: Progress | None = None
+        self, prompt: PromptLike, *, cancel: _core.StopToken | None = None, progress: Progress | None = None
     ) -> None:
         """Runs a prompt after what is there. BOS is added only to the start of an empty session."""
         check_callbacks(cancel, progress)
         with self._model._lock:
             self._idle()
-            ids = self._ids(prompt)
-            self._check_room(ids)
+            rows = self._rows(prompt, None)
+            self._check_room(len(rows))
             self._close_stream()
-            self._advance(ids, cancel, progress)
+            self._advance(rows, cancel, progress)
 
     @overload
     def generate(
-        self, prompt: Prompt | None = ..., *, stream: Literal[False] = ..., **options: Unpack[GenerateOptions]
+        self,
+        prompt: PromptLike | None = ...,
+        *,
+        stream: Literal[False] = ...,
+        **options: Unpack[GenerateOptions],
     ) -> Reply: ...
     @overload
     def generate(
-        self, prompt: Prompt | None = ..., *, stream: Literal[True], **options: Unpack[GenerateOptions]
+        self, prompt: PromptLike | None = ..., *, stream: Literal[True], **options: Unpack[GenerateOptions]
     ) -> Stream: ...
     @overload
     def generate(
-        self, prompt: Prompt | None = ..., *, stream: bool, **options: Unpack[GenerateOptions]
+        self, prompt: PromptLike | None = ..., *, stream: bool, **options: Unpack[GenerateOptions]
     ) -> Reply | Stream: ...
     def generate(
-        self, prompt: Prompt | None = None, *, stream: bool = False, **options: Unpack[GenerateOptions]
+        self, prompt: PromptLike | None = None, *, stream: bool = False, **options: Unpack[GenerateOptions]
     ) -> Reply | Stream:
         """Continues the timeline, after appending `prompt` if given. Takes the options of
         `Model.generate`.
         """
-        unknown = options.keys() - GenerateOptions.__annotations__.keys()
-        if unknown:
-            raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
+        check_options("generate", options, GenerateOptions)
         with self._model._lock:
             self._idle()
-            ids = [] if prompt is None else self._ids(prompt)
-            if not ids and not self.n_tokens:
+            rows = EMPTY if prompt is None else self._rows(prompt, options.get("image_tokens"))
+            if not rows and not self.n_tokens:
                 raise ValueError("the session is empty; give a prompt")
-            request = make_request(self._model, ids, **options)
-            self._check_room(ids)
+            request = self._model._raw_request(rows, options)
+            self._check_room(len(rows))
             self._close_stream()
             running = self._start(request)
+        return running if stream else running.reply
+
+    @property
+    def messages(self) -> "tuple[Message, ...]":
+        """The conversation held with `chat`, answers included."""
+        return self._messages
+
+    @messages.setter
+    def messages(self, value: Any) -> None:
+        """Edits the conversation; the next turn keeps what is still the same at its beginning."""
+        from gemmule._chat.messages import normalize
+
+        self._messages = normalize(value) if value else ()
+
+    @overload
+    def chat(
+        self, messages: Any = ..., *, stream: Literal[False] = ..., **options: Unpack[ChatOptions]
+    ) -> Reply: ...
+    @overload
+    def chat(
+        self, messages: Any = ..., *, stream: Literal[True], **options: Unpack[ChatOptions]
+    ) -> Stream: ...
+    @overload
+    def chat(
+        self, messages: Any = ..., *, stream: bool, **options: Unpack[ChatOptions]
+    ) -> Reply | Stream: ...
+    def chat(
+        self, messages: Any = (), *, stream: bool = False, **options: Unpack[ChatOptions]
+    ) -> Reply | Stream:
+        """Answers the next turn: a text, a message or several, added to `messages` with the answer.
+
+        Takes the options of `Model.chat`. Only what is new since the last turn is run; without new messages
+        the conversation is answered as it stands, which is how an answer is made again. A cancelled answer
+        is kept as far as it came.
+        """
+        check_options("chat", options, ChatOptions)
+        with self._model._lock:
+            self._idle()
+            history = self._model._conversation(self._messages, messages, options)
+            request = self._model._chat_request(history, options)
+            self._check_room(len(request.prompt), 0)
+            self._close_stream()
+            request = self._continued(request)
+
+            def keep(reply: Reply) -> None:
+                self._messages = (*history, reply.message)
+
+            running = self._start(request, on_end=keep)
         return running if stream else running.reply
 
     def rewind(self, n: int) -> None:
@@ -162,6 +190,9 @@ class Session:
             if n < run:
                 self._engine().rewind(n)
             del self._timeline[n:]
+            self._spans = [
+                s if s.first + s.n <= n else s.cut(n - s.first) for s in self._spans if s.first < n
+            ]
             self._n_pending = max(0, n - run)
 
     def close(self) -> None:
@@ -183,8 +214,26 @@ class Session:
 
     # -- used by Model and Stream --------------------------------------------------------------------------
 
-    def _ids(self, prompt: Prompt) -> list[int]:
-        return prompt_ids(self._model.tokenizer, prompt, add_bos=self.n_tokens == 0)
+    def _rows(self, prompt: PromptLike, image_tokens: int | None) -> Prompt:
+        model = self._model
+        return build_prompt(
+            model.tokenizer, model._media, prompt, add_bos=self.n_tokens == 0, image_tokens=image_tokens
+        )
+
+    def _continued(self, request: Request) -> Request:
+        """Rewinds to where the timeline and the request's prompt part; the request then holds the rest."""
+        prompt = request.prompt
+        same = 0
+        for mine, wanted in zip(identity(self._timeline, self._spans), prompt.identity(), strict=False):
+            if mine != wanted:
+                break
+            same += 1
+        same = min(same, len(prompt) - 1)  # at least one row gives the logits
+        for span in (*prompt.spans, *self._spans):
+            if span.first < same < span.first + span.n:
+                same = span.first
+        self.rewind(same)
+        return dataclasses.replace(request, prompt=prompt.after(same))
 
     def _idle(self) -> None:
         """Refuses a call made from inside a running one, such as by its progress callback."""
@@ -192,14 +241,16 @@ class Session:
         if self._busy:
             raise Error("the session is busy; a progress callback cannot run it")
 
-    def _check_room(self, ids: list[int]) -> None:
-        wanted = self.n_tokens + len(ids)
+    def _check_room(self, n_new: int, n_kept: int | None = None) -> None:
+        wanted = n_new + (self.n_tokens if n_kept is None else n_kept)
         if wanted > self.n_ctx:
             raise too_long(wanted, self.n_ctx)
 
-    def _start(self, request: Request, *, owned: bool = False) -> Stream:
-        self._check_room(request.ids)
-        self._stream = Stream(self, request, owns_session=owned)
+    def _start(
+        self, request: Request, *, owned: bool = False, on_end: Callable[[Reply], None] | None = None
+    ) -> Stream:
+        self._check_room(len(request.prompt))
+        self._stream = Stream(self, request, owns_session=owned, on_end=on_end)
         return self._stream
 
     def _close_stream(self) -> None:
@@ -212,87 +263,46 @@ class Session:
         if close:
             self._core = None
 
-    def _advance(self, ids: list[int], stop: _core.StopToken | None, progress: Progress | None) -> None:
-        """Runs the pending tokens and `ids`. On any error the timeline stays as it was."""
+    def _advance(
+        self, prompt: Prompt | None, stop: _core.StopToken | None, progress: Progress | None
+    ) -> None:
+        """Runs the pending tokens and the prompt. On any error the timeline stays as it was."""
         with self._model._lock:
             self._idle()
-            self._check_room(ids)
-            tokens = self._timeline[self.n_tokens - self._n_pending :] + ids
-            if tokens:
+            new = prompt or EMPTY
+            self._check_room(len(new))
+            pending = self._timeline[self.n_tokens - self._n_pending :]
+            if pending or new:
                 self._busy = True
                 try:
-                    self._engine().append(np.array(tokens, np.int32), stop=stop, progress=progress)
+                    tokens = np.array([*pending, *new.tokens], np.int32)
+                    media = self._model._embed(new.spans, len(pending), stop)
+                    self._engine().append(tokens, media=media, stop=stop, progress=progress)
                 finally:
                     self._busy = False
-            self._timeline += ids
+            self._spans += [span.moved(self.n_tokens) for span in new.spans]
+            self._timeline += new.tokens
             self._n_pending = 0
 
-    def _sample(self, sampler: _core.Sampler, n_prompt: int) -> tuple[int, float, list[tuple[int, float]]]:
+    def _sample(
+        self, sampler: _core.Sampler, n_prompt: int, mask: NDArray[np.uint32] | None
+    ) -> tuple[int, float, list[tuple[int, float]]]:
         with self._model._lock:
-            token, logprob, top = self._engine().sample(sampler, n_prompt)
-            self._timeline.append(token)
-            self._n_pending += 1
+            token, logprob, top = self._engine().sample(sampler, n_prompt, mask=mask)
+            self._put(token)
             return token, logprob, top
 
-
-def make_request(
-    model: "Model",
-    ids: list[int],
-    *,
-    max_tokens: int | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repeat_penalty: float | None = None,
-    presence_penalty: float | None = None,
-    frequency_penalty: float | None = None,
-    logit_bias: Mapping[int, float] | None = None,
-    seed: int | None = None,
-    stop: str | Iterable[str] | None = None,
-    logprobs: int | None = None,
-    cancel: _core.StopToken | None = None,
-    progress: Progress | None = None,
-) -> Request:
-    """Checks the options of `generate` and fills in the defaults."""
-    if max_tokens is not None:
-        max_tokens = whole("max_tokens", max_tokens, 0, 2**63)
-    if logprobs is not None:
-        logprobs = whole("logprobs", logprobs, 0, 100)
-    check_callbacks(cancel, progress)
-    params = SamplingParams.resolve(
-        model._sampling_defaults,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repeat_penalty=repeat_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=logit_bias,
-        seed=seed,
-    )
-    model.tokenizer.check_ids(params.logit_bias)
-    return Request(ids, params, max_tokens, _stops(stop), logprobs, cancel, progress)
+    def _put(self, token: int) -> None:
+        """A new token at the end of the timeline, to be run when something follows."""
+        self._timeline.append(token)
+        self._n_pending += 1
 
 
-def _stops(stop: object) -> tuple[str, ...]:
-    if stop is None:
-        return ()
-    if not isinstance(stop, Iterable):
-        raise TypeError(f"stop must be a non-empty string or a list of such, not {stop!r}")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if any(not isinstance(text, str) or not text for text in stops):
-        raise ValueError(f"stop must be a non-empty string or a list of such, not {stop!r}")
-    return stops
-
-
-def check_callbacks(cancel: object, progress: object) -> None:
-    """Refuses what cannot cancel or be called."""
-    if cancel is not None and not isinstance(cancel, _core.StopToken):
-        raise TypeError(f"cancel must be a gemmule.StopToken, not {type(cancel).__name__}")
-    if progress is not None and not callable(progress):
-        raise TypeError(f"progress must be a function of (done, total), not {type(progress).__name__}")
+def check_options(what: str, options: Any, known: type) -> None:
+    """Refuses an option that nobody reads."""
+    unknown = options.keys() - known.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"{what}() got an unexpected keyword argument {min(unknown)!r}")
 
 
 def too_long(wanted: int, n_ctx: int) -> ContextLengthError:

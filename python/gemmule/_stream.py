@@ -1,41 +1,30 @@
-"""One running generation: prefill, then sample, show, append, until an end token, a stop string, a limit or
-a cancel.
+"""One running generation: prefill, then sample, read, show, append, until an end token, a complete grammar, a
+stop string, a limit or a cancel.
 
-The tokens of the answer belong to the session's timeline at once, but the last one is run only when
-something follows it.
+The tokens of the answer belong to the session's timeline at once, but the last one is run only when something
+follows it. In a chat a parser sorts them into thinking, text and tool calls.
 """
 
 import inspect
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from gemmule import _core
-from gemmule._errors import Cancelled, Error
-from gemmule._sampling import SamplingParams
+from gemmule._errors import Cancelled, Error, GrammarError
+from gemmule._request import Request
 from gemmule._stop import StopMatcher
 from gemmule._types import Delta, Reply, Timings, TokenLogprob, Usage, context_warnings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from gemmule._chat.constraint import Constraint
+    from gemmule._chat.messages import ToolCall
+    from gemmule._chat.parser import Event
     from gemmule._session import Session
 
-__all__ = ["Request", "Stream"]
+__all__ = ["Stream"]
 
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """Everything one generation was asked to do."""
-
-    ids: list[int]
-    params: SamplingParams
-    max_tokens: int | None
-    stops: tuple[str, ...]
-    n_logprobs: int | None
-    cancel: _core.StopToken | None
-    progress: "Callable[[int, int], None] | None"
+_ANSWER_RESERVE = 256  # tokens of the context that thinking without a budget leaves for the answer
 
 
 class Stream:
@@ -45,25 +34,49 @@ class Stream:
     `reply` is the finished result; reading it earlier runs the generation to its end.
     """
 
-    def __init__(self, session: "Session", request: Request, *, owns_session: bool) -> None:
+    def __init__(
+        self,
+        session: "Session",
+        request: Request,
+        *,
+        owns_session: bool,
+        on_end: Callable[[Reply], None] | None = None,
+    ) -> None:
         self._session = session
         self._request = request
         self._owns_session = owns_session
+        self._on_end = on_end
         self._n_ctx = session.n_ctx
         self._stop = request.cancel if request.cancel is not None else _core.StopToken()
         self._cancelled = False
         self._tokens: list[int] = []
         self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._calls: list[ToolCall] = []
         self._logprobs: list[TokenLogprob] = []
+        self._warnings = list(request.warnings)
         self._cached = session.n_tokens
         self._n_prompt = 0  # prompt tokens really run
+        self._n_thinking = 0  # answer tokens that were thinking
         self._error: Exception | None = None
+        self._parsed: Any = None
         self._prompt_seconds = 0.0
         self._seconds = 0.0
         self._n_steps = 0
         self._finish = ""
         self._detokenizer = session.model.tokenizer.detokenizer(skip_special=True)
         self._matcher = StopMatcher(request.stops)
+        self._parser = None
+        if request.dialogue is not None:
+            from gemmule._chat.parser import ReplyParser
+
+            self._parser = ReplyParser(
+                tool_names=request.dialogue.tool_names,
+                markers=request.dialogue.markers,
+                thinking_open=request.dialogue.thinking_open,
+            )
+        self._constraint: Constraint | None = None
+        self._forced: list[int] = []  # tokens that come next whatever the model would say
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[Delta]:
@@ -76,7 +89,7 @@ class Stream:
                 raise self._error
             if self._running():
                 raise Error("the session is busy; a progress callback cannot read its own stream")
-            return Delta(next(self._pieces))
+            return next(self._pieces)
 
     def __enter__(self) -> "Stream":
         return self
@@ -113,6 +126,7 @@ class Stream:
         n_prompt, n_answer = self._n_prompt, len(self._tokens)
         model = self._session.model
         n_ctx = model.n_ctx if self._owns_session else self._n_ctx
+        count = self._request.prompt.count
         return Reply(
             text="".join(self._texts),
             tokens=tuple(self._tokens),
@@ -123,34 +137,54 @@ class Stream:
                 cached_tokens=self._cached,
                 completion_tokens=n_answer,
                 total_tokens=self._cached + n_prompt + n_answer,
+                image_tokens=count.image,
+                audio_tokens=count.audio,
+                video_tokens=count.video,
+                reasoning_tokens=self._n_thinking,
             ),
             timings=Timings.of(n_prompt, self._prompt_seconds, n_answer, self._seconds, self._n_steps),
             logprobs=None if self._request.n_logprobs is None else tuple(self._logprobs),
-            warnings=context_warnings(n_ctx, model.plan.n_ctx_train),
+            warnings=(*context_warnings(n_ctx, model.plan.n_ctx_train), *self._warnings),
+            thinking="".join(self._thoughts),
+            tool_calls=tuple(self._calls),
+            parsed=self._parsed,
         )
 
     def _end(self, reason: str) -> None:
-        if not self._finish:
-            self._finish = reason
-            self._session._stream_ended(self, close=self._owns_session)
+        if self._finish:
+            return
+        self._finish = "tool_calls" if self._calls and reason == "stop" else reason
+        if self._constraint is not None:
+            self._constraint.close()
+        self._parse_answer()
+        self._session._stream_ended(self, close=self._owns_session)
+        if self._on_end is not None and self._error is None:
+            self._on_end(self._reply())
 
-    def _run(self) -> Generator[str, None, None]:
+    def _parse_answer(self) -> None:
+        """The typed answer of `schema`, when there is a whole one."""
+        schema = self._request.schema
+        if schema is None or self._finish != "stop" or self._error is not None:
+            return
+        try:
+            self._parsed = schema.parse("".join(self._texts))
+        except Exception as error:
+            self._warnings.append(f"the answer does not fit the schema: {error}")
+
+    def _run(self) -> Generator[Delta, None, None]:
         """The generator behind the iteration. Every exit goes through `_end`."""
         reason = "cancelled"
         try:
             reason = yield from self._answer()
-            rest = self._matcher.feed(self._detokenizer.flush()) + self._matcher.flush()
-            if rest:
-                self._texts.append(rest)
-                yield rest
+            yield from self._last_words()
         except Exception as error:
             self._error = error
             raise
         finally:  # also Ctrl-C, close() and errors
             self._end(reason)
 
-    def _answer(self) -> Generator[str, None, str]:
-        """Yields text, returns the finish reason."""
+    def _answer(self) -> Generator[Delta, None, str]:
+        """Yields pieces, returns the finish reason."""
         request, session = self._request, self._session
         sampler = _core.Sampler(
             **request.params.engine_options(),
@@ -159,31 +193,50 @@ class Stream:
         )
         began = time.perf_counter()
         try:
-            session._advance(request.ids, self._stop, request.progress)
-            self._n_prompt = len(request.ids)
+            if request.make_constraint is not None:
+                self._constraint = request.make_constraint()
+            session._advance(request.prompt, self._stop, request.progress)
+            self._n_prompt = len(request.prompt)
         except Cancelled:
             return "cancelled"
         finally:
             self._prompt_seconds = time.perf_counter() - began
         ends = session.model.tokenizer.eos_ids
         # The last token is never run. One more than fits may be sampled where nobody can go on from it.
-        limit = session.n_ctx - session.n_tokens + self._owns_session
-        if request.max_tokens is not None:
-            limit = min(limit, request.max_tokens)
-        while len(self._tokens) < limit:
+        room = session.n_ctx - session.n_tokens + self._owns_session
+        while len(self._tokens) < room and not self._is_full():
+            self._limit_thinking(room - len(self._tokens))
             try:
                 token = self._next_token(sampler)
             except Cancelled:
                 return "cancelled"
             if token in ends:
                 return "stop"
-            text = self._matcher.feed(self._detokenizer.feed(token))
-            if text:
-                self._texts.append(text)
-                yield text
-            if self._matcher.stopped is not None:
+            yield from self._show(token)
+            if self._matcher.stopped is not None or (self._constraint and self._constraint.finished):
                 return "stop"
         return "length"
+
+    def _is_full(self) -> bool:
+        """Whether the answer has all its tokens; thinking has a limit of its own."""
+        limit = self._request.max_tokens
+        return limit is not None and len(self._tokens) - self._n_thinking >= limit
+
+    def _limit_thinking(self, room: int) -> None:
+        """Closes a thought whose budget is used up, so that an answer follows."""
+        dialogue, parser = self._request.dialogue, self._parser
+        if dialogue is None or parser is None or self._forced or not parser.in_thinking:
+            return
+        spent = dialogue.budget is not None and self._n_thinking >= dialogue.budget
+        wanted = _ANSWER_RESERVE if self._request.max_tokens is None else self._request.max_tokens
+        if not spent and room > min(wanted, _ANSWER_RESERVE, self._n_ctx // 4):
+            return
+        tokenizer, close = self._session.model.tokenizer, dialogue.markers.channel_close
+        if close is None:
+            return
+        self._forced = [*tokenizer.encode("\n", add_bos=False), close]
+        limit = dialogue.budget if spent else "all the context"
+        self._warnings.append(f"thinking was ended after {self._n_thinking} tokens; its limit was {limit}")
 
     def _next_token(self, sampler: _core.Sampler) -> int:
         """Runs the token before (if any), samples, and puts the new token on the session's timeline."""
@@ -192,14 +245,73 @@ class Stream:
         began = time.perf_counter()
         session = self._session
         if session._n_pending:
-            session._advance([], self._stop, None)
+            session._advance(None, self._stop, None)
             self._n_steps += 1
-        token, logprob, top = session._sample(sampler, self._cached + len(self._request.ids))
+        logprob, top = 0.0, list[tuple[int, float]]()
+        if self._forced:
+            token = self._forced.pop(0)
+            session._put(token)
+        else:
+            mask = None if self._constraint is None else self._constraint.mask()
+            try:
+                token, logprob, top = session._sample(sampler, self._cached + len(self._request.prompt), mask)
+            except ValueError as error:
+                if mask is None:
+                    raise
+                raise GrammarError(
+                    f"the answer cannot go on: {error}; change the grammar or schema"
+                ) from None
+        if self._constraint is not None:
+            self._constraint.accept(token)
         self._seconds += time.perf_counter() - began
         self._tokens.append(token)
         if self._request.n_logprobs is not None:
             self._logprobs.append(self._logprob(token, logprob, top[: self._request.n_logprobs]))
         return token
+
+    # -- from tokens to pieces -----------------------------------------------------------------------------
+
+    def _show(self, token: int) -> Iterator[Delta]:
+        text = self._detokenizer.feed(token)
+        if self._parser is None:
+            yield from self._show_text(text)
+            return
+        was_thinking = self._parser.in_thinking
+        events = self._parser.feed(token, text)
+        self._n_thinking += was_thinking or self._parser.in_thinking
+        yield from self._show_events(events)
+
+    def _show_events(self, events: "Iterable[Event]") -> Iterator[Delta]:
+        for event in events:
+            if event.kind == "thinking":
+                self._thoughts.append(event.text)
+                yield Delta(thinking=event.text)
+            elif event.kind == "tool_call":
+                assert event.call is not None
+                self._calls.append(event.call)
+                yield Delta(call=event.call)
+            else:
+                yield from self._show_text(event.text)
+
+    def _show_text(self, text: str) -> Iterator[Delta]:
+        shown = self._matcher.feed(text)
+        if shown:
+            self._texts.append(shown)
+            yield Delta(shown)
+
+    def _last_words(self) -> Iterator[Delta]:
+        """What was held back: half a character, a possible stop string, an open call."""
+        rest = self._detokenizer.flush()
+        if self._parser is None:
+            yield from self._show_text(rest)
+        else:
+            yield from self._show_events(self._parser.finish())
+            yield from self._show_text(rest)
+            self._warnings += self._parser.notes
+        held = self._matcher.flush()
+        if held:
+            self._texts.append(held)
+            yield Delta(held)
 
     def _logprob(self, token: int, logprob: float, top: list[tuple[int, float]]) -> TokenLogprob:
         decode = self._session.model.tokenizer.decode

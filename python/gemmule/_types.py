@@ -4,7 +4,10 @@ Field names follow the OpenAI reply (usage) and llama.cpp's server (timings) whe
 """
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from gemmule._chat.messages import Message, ToolCall
 
 __all__ = [
     "ConvertReport",
@@ -15,6 +18,7 @@ __all__ = [
     "Reply",
     "Score",
     "Timings",
+    "TokenCount",
     "TokenLogprob",
     "Usage",
     "VerifyReport",
@@ -22,12 +26,55 @@ __all__ = [
 
 
 class Delta(str):
-    """A piece of a streamed answer: a string, so it can be printed and joined; `text` is the same string."""
+    """A piece of a streamed answer: a string, so it can be printed and joined; `text` is the same string.
+
+    `kind` is "text", "thinking" or "tool_call". Of the other two kinds the string is empty: what the model
+    thinks is in `thinking`, a finished call in `call`, so printing every delta prints the answer alone.
+    """
+
+    kind: Literal["text", "thinking", "tool_call"]
+    thinking: str
+    call: "ToolCall | None"
+
+    def __new__(cls, text: str = "", *, thinking: str = "", call: "ToolCall | None" = None) -> "Delta":
+        delta = super().__new__(cls, text)
+        delta.kind = "tool_call" if call is not None else "thinking" if thinking else "text"
+        delta.thinking = thinking
+        delta.call = call
+        return delta
 
     @property
     def text(self) -> str:
-        """The new text."""
+        """The new text of the answer."""
         return str(self)
+
+
+class TokenCount(int):
+    """The tokens of a prompt: a number, with the share of each modality. Markers and time stamps are text."""
+
+    image: int
+    audio: int
+    video: int
+
+    def __new__(cls, total: int, *, image: int = 0, audio: int = 0, video: int = 0) -> "TokenCount":
+        count = super().__new__(cls, total)
+        count.image, count.audio, count.video = image, audio, video
+        return count
+
+    @property
+    def text(self) -> int:
+        """Tokens that are no picture and no sound."""
+        return int(self) - self.image - self.audio - self.video
+
+    def to_dict(self) -> dict[str, int]:
+        """All five numbers."""
+        return {
+            "total": int(self),
+            "text": self.text,
+            "image": self.image,
+            "audio": self.audio,
+            "video": self.video,
+        }
 
 
 class _Record:
@@ -43,16 +90,36 @@ class _Record:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage(_Record):
-    """Token counts of one request. `cached_tokens` of the prompt were in the session already."""
+    """Token counts of one request. `cached_tokens` of the prompt were in the session already; image, audio
+    and video tokens are those of the prompt's new part, `reasoning_tokens` those of the completion that were
+    thinking.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    image_tokens: int = 0
+    audio_tokens: int = 0
+    video_tokens: int = 0
+    reasoning_tokens: int = 0
 
     def __str__(self) -> str:
-        cached = f" ({self.cached_tokens} cached)" if self.cached_tokens else ""
-        return f"{self.prompt_tokens} prompt tokens{cached}, {self.completion_tokens} completion tokens"
+        parts = [
+            f"{n} {what}"
+            for n, what in (
+                (self.cached_tokens, "cached"),
+                (self.image_tokens, "image"),
+                (self.audio_tokens, "audio"),
+                (self.video_tokens, "video"),
+            )
+            if n
+        ]
+        inside = f" ({', '.join(parts)})" if parts else ""
+        thought = f" ({self.reasoning_tokens} thinking)" if self.reasoning_tokens else ""
+        return (
+            f"{self.prompt_tokens} prompt tokens{inside}, {self.completion_tokens} completion tokens{thought}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,10 +176,12 @@ class TokenLogprob(_Record):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reply(_Record):
-    """What one `generate` produced. `str(reply)` is the text.
+    """What one request produced. `str(reply)` is the text.
 
+    `thinking` and `tool_calls` come from `chat`; `parsed` is the answer as the type asked for with `schema`.
     `tokens` are all generated ids, the ending token included when the model chose to stop; `finish_reason`
-    is "stop" (end token or stop string), "length" (max_tokens or context full) or "cancelled".
+    is "stop" (end token, stop string, or the grammar is complete), "length" (max_tokens or context full),
+    "tool_calls" or "cancelled". `message` is the answer as the next turn of a conversation wants it.
     """
 
     text: str
@@ -123,6 +192,25 @@ class Reply(_Record):
     timings: Timings = Timings()
     logprobs: tuple[TokenLogprob, ...] | None = None
     warnings: tuple[str, ...] = ()
+    thinking: str = ""
+    tool_calls: "tuple[ToolCall, ...]" = ()
+    parsed: Any = None
+
+    @property
+    def message(self) -> "Message":
+        """The answer as a message of the conversation."""
+        from gemmule._chat.messages import Message
+
+        content = (self.text,) if self.text else ()
+        return Message("assistant", content, thinking=self.thinking, tool_calls=self.tool_calls)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers, ready for json.dumps."""
+        # super() needs the class cell, which a dataclass with slots replaces.
+        out = _Record.to_dict(dataclasses.replace(self, tool_calls=(), parsed=None))
+        out["tool_calls"] = [call.to_dict() for call in self.tool_calls]
+        out["parsed"] = _plain(self.parsed)
+        return out
 
     def __str__(self) -> str:
         return self.text
@@ -302,6 +390,17 @@ class VerifyReport(_Record):
             f"{format_bytes(int(speed))}/s)"
         )
         return "\n".join([head, *self.problems])
+
+
+def _plain(value: Any) -> Any:
+    """What json.dumps takes: typed answers become dicts and lists."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if hasattr(value, "model_dump"):  # pydantic, without importing it
+        return value.model_dump(mode="json")
+    import msgspec
+
+    return msgspec.to_builtins(value)
 
 
 def context_warnings(n_ctx: int, n_ctx_train: int) -> tuple[str, ...]:

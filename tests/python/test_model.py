@@ -57,8 +57,8 @@ def test_bad_ids_and_empty_prompts_are_refused(tiny: gemmule.Model) -> None:
 
 
 def test_unknown_options_are_refused(tiny: gemmule.Model) -> None:
-    with pytest.raises(TypeError, match="schema"):
-        tiny.generate("a", schema={})  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"generate\(\) got an unexpected keyword argument 'scheme'"):
+        tiny.generate("a", scheme={})  # type: ignore[call-overload]
 
 
 def test_same_seed_same_text_and_stream_equals_reply(tiny: gemmule.Model) -> None:
