@@ -15,7 +15,7 @@ import pytest
 
 from gguf_parts import media_image, text_image, write_image
 
-GREEDY = ["--temperature", "0", "-n", "5"]
+GREEDY = ["--raw", "--temperature", "0", "-n", "5"]
 
 
 def gemmule(
@@ -44,7 +44,7 @@ def test_no_arguments_show_examples() -> None:
 COMMANDS = ["run", "convert", "quantize", "imatrix", "bundle", "split", "verify", "show", "tokenize", "demo"]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "doctor"])
+@pytest.mark.parametrize("command", [*COMMANDS, "chat", "doctor"])
 def test_every_command_has_help(command: str) -> None:
     assert command in gemmule("--help").stdout
     assert "Usage: gemmule" in gemmule(command, "--help").stdout

@@ -20,7 +20,8 @@ from gemmule.cli._common import exit_code_of, message_of, settings
 __all__ = ["root", "run_command_line"]
 
 _COMMANDS = {
-    "run": "Continue a text",
+    "run": "Ask once about a text and files, or chat when nothing is asked",
+    "chat": "Talk in the terminal",
     "convert": "Turn a Hugging Face folder into one GGUF file",
     "quantize": "Make a smaller GGUF from a larger one",
     "imatrix": "Measure on a text which weights matter",
@@ -28,7 +29,7 @@ _COMMANDS = {
     "split": "Write the parts of one file as standard files",
     "verify": "Check every byte of a model file",
     "show": "What is inside a GGUF file, and does it fit in memory here",
-    "tokenize": "Count or print the tokens of a text",
+    "tokenize": "Count or print the tokens of a text and of files",
     "demo": "Try gemmule on the small model of the [demo] extra",
     "doctor": "Versions, instruction sets, memory, and a self check",
 }
@@ -37,7 +38,7 @@ gemmule: run Gemma models from one GGUF file, on this machine
 
   gemmule demo                                       try the small demo model
   gemmule convert ./gemma-4-12b-it -q Q4_K_M         make one file of a checkpoint
-  gemmule run model.gguf "The capital of France is"  continue a text
+  gemmule run model.gguf "What is this?" cat.jpg     ask about a text, pictures, sounds
   gemmule show model.gguf                            what is inside, and does it fit
 
 gemmule --help lists all commands."""

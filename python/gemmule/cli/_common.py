@@ -207,12 +207,30 @@ def piped_text(*, wait: bool = False) -> str:
 
 def split_model(words: list[str], model: str | None, given: bool) -> tuple[str | None, list[str]]:
     """Model name and the other words; `model` comes from -m when `given`, else from the environment."""
-    names_a_model = bool(words) and (words[0].endswith(".gguf") or Path(words[0]).is_file())
+    names_a_model = bool(words) and _names_a_model(words[0])
     if given or (model and not names_a_model):
         return model, words
     if words and (names_a_model or len(words) > 1 or model is None):
         return words[0], words[1:]
     return model, words
+
+
+def _names_a_model(word: str) -> bool:
+    """By its ending, its first bytes, or as a name in the models folder; a picture is a file but none."""
+    from gemmule._demo_weights import models_dir
+
+    if word.endswith(".gguf"):
+        return True
+    if not word or "\n" in word or len(word) > 1000:  # a text, and maybe longer than a file name can be
+        return False
+    try:
+        path = Path(word)
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(4) == b"GGUF"
+    except (OSError, ValueError):
+        return False
+    return "/" not in word and (models_dir() / f"{word}.gguf").is_file()
 
 
 def find_model(name: str | None) -> Path:

@@ -1,4 +1,6 @@
-"""`gemmule demo`: the small model of the [demo] extra, three completions and their speed."""
+"""`gemmule demo`: the small model of the [demo] extra, three completions and their speed; with --media the
+model that comes with the package, which sees and hears.
+"""
 
 import sys
 
@@ -19,11 +21,19 @@ _PROMPTS = (
 @click.option(
     "-n", "--max-tokens", type=click.IntRange(1), default=32, show_default=True, help="Tokens per text."
 )
+@click.option("--media", is_flag=True, help="The tiny model of this package: pictures, sounds, tools.")
 @threads_option
 @verbosity_options
 @click.pass_context
-def demo_command(ctx: click.Context, max_tokens: int, threads: int | None) -> None:
-    """Load the Gemma 3 270M weights of the [demo] extra and continue three texts. Nothing is downloaded."""
+def demo_command(ctx: click.Context, max_tokens: int, media: bool, threads: int | None) -> None:
+    """Load the Gemma 3 270M weights of the [demo] extra and continue three texts. Nothing is downloaded.
+
+    With --media a model of a few megabytes that is part of the package answers about pictures and sounds,
+    thinks, calls a function and fills in a form.
+    """
+    if media:
+        _show_media(ctx, threads)
+        return
     from gemmule._demo_weights import demo_weights
     from gemmule._model import Model
     from gemmule._types import Timings, format_bytes
@@ -54,6 +64,24 @@ def demo_command(ctx: click.Context, max_tokens: int, threads: int | None) -> No
         f"prefill {prefill:.1f} tokens/s ({len(longer)} tokens), "
         f"decode {decode:.1f} tokens/s ({passes} tokens)"
     )
+    click.echo(f"peak memory {format_bytes(peak_memory())}")
+
+
+def _show_media(ctx: click.Context, threads: int | None) -> None:
+    from gemmule._model import Model
+    from gemmule._types import format_bytes
+    from gemmule.cli._demo_media import media_model, show_media
+
+    path = media_model()
+    with Model(path, n_threads=threads) as model:
+        settings.kept = model
+        click.echo(f"{path}\n{model.info}\n{model.n_threads} threads, {model.isa}")
+        replies, interrupted = show_media(model, path.parent)
+    if interrupted:
+        ctx.exit(130)
+    n_prompt = sum(reply.usage.prompt_tokens for reply in replies)
+    n_answer = sum(reply.usage.completion_tokens for reply in replies)
+    click.echo(f"\n{n_prompt} prompt tokens, {n_answer} answer tokens")
     click.echo(f"peak memory {format_bytes(peak_memory())}")
 
 

@@ -1,7 +1,5 @@
-"""`gemmule run`: continue a text."""
+"""`gemmule run`: one question with its files, one answer; without a question it becomes `gemmule chat`."""
 
-import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,168 +11,138 @@ from gemmule.cli._common import (
     context_line,
     engine_options,
     find_model,
-    piped_text,
     settings,
     split_model,
     verbosity_options,
 )
+from gemmule.cli._help import ShortHelpCommand, typed_arguments
+from gemmule.cli._options import attach_options, chat_options, form_options, sampling_options
+from gemmule.cli._output import check_output, write_output
+from gemmule.cli._question import Question, question_of, split_words
+from gemmule.cli._show import Printer, answer, json_line
+from gemmule.cli._terminal import warn
 
 if TYPE_CHECKING:
-    from gemmule import Reply, Stream
+    from gemmule import Model, Reply
 
-__all__ = ["answer", "run_command"]
+__all__ = ["answer", "open_model", "prefill_progress", "run_command"]
+
+_SHOWN = (
+    "model", "attach", "system", "max_tokens", "temperature", "think", "schema", "tools", "raw", "stats",
+    "output", "as_json",
+)  # fmt: skip
 
 
-@click.command("run")
-@click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]")
-@click.option(
-    "-m", "--model", envvar="GEMMULE_MODEL", help="The model file; then all arguments are the prompt."
-)
-@click.option("-n", "--max-tokens", type=click.IntRange(0), help="Stop after this many tokens.  [until done]")
-@click.option(
-    "--temperature", type=float, help="0 always takes the likeliest token.  [from the file, else 1.0]"
-)
-@click.option(
-    "--top-k", type=click.IntRange(0), help="Choose among this many tokens; 0 is off.  [file, else 64]"
-)
-@click.option("--top-p", type=float, help="Choose within this share of probability.  [file, else 0.95]")
-@click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest.  [file, else 0]")
-@click.option(
-    "--seed", type=click.IntRange(0), help="Makes the answer repeatable.  [random, shown by --stats]"
-)
-@click.option("--stop", multiple=True, help="End before this text (repeatable).")
-@click.option("--stats", is_flag=True, help="Times and tokens per second on stderr.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of the text.")
+@click.command("run", cls=ShortHelpCommand, shown=_SHOWN)
+@click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT] [FILES]...")
+@click.option("-m", "--model", envvar="GEMMULE_MODEL", help="The model file; then no argument names it.")
+@attach_options
+@chat_options
+@sampling_options
+@form_options
+@click.option("--raw", is_flag=True, help="Continue the prompt as a text, without the chat template.")
+@click.option("--stats", is_flag=True, help="Token counts, times and tokens per second on stderr.")
+@click.option("--dry-run", is_flag=True, help="Show memory, tokens and the prompt as the model reads it.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Also write the answer there."
 )
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of the text.")
+@click.option("--jsonl", "as_events", is_flag=True, help="One JSON event a line, as they happen.")
 @engine_options
 @verbosity_options
 @click.pass_context
 def run_command(
-    ctx: click.Context,
-    /,
-    words: tuple[str, ...],
-    model: str | None,
-    stats: bool,
-    as_json: bool,
-    output: Path | None,
-    n_ctx: int | str,
-    threads: int | None,
-    kv: str,
-    isa: str | None,
-    device: str,
-    **options: Any,
+    ctx: click.Context, /, words: tuple[str, ...], model: str | None, output: Path | None, **options: Any
 ) -> None:
-    """Continue PROMPT with MODEL.
+    """Ask MODEL about PROMPT and FILES (pictures, sounds, videos, texts); chat when there is nothing to ask.
 
-    The text is continued as it is: no chat template is applied. Piped text goes after the prompt.
-    Without -m the first argument is the model if it names a file, else it is the prompt for $GEMMULE_MODEL.
+    Piped text goes after the prompt. Without -m the first argument is the model if it names one, else it is
+    the prompt for $GEMMULE_MODEL. A model without a chat template continues the prompt.
     """
     given = ctx.get_parameter_source("model") == click.core.ParameterSource.COMMANDLINE
     name, rest = split_model(list(words), model, given)
-    path = find_model(name)
-    # Whatever can be wrong with the request is found before a large file is loaded.
-    _check_options(options)
-    if output is not None:
-        _check_output(output)
-    prompt = _prompt(rest)
-    from gemmule import Model
+    prompt, files = split_words(rest)
+    nothing = output is None and _asks_nothing(prompt, files, options)
+    if nothing and sys.stdin.isatty() and sys.stdout.isatty():
+        from gemmule.cli.chat import start_chat
 
-    size: Any = n_ctx  # the option's type allows "auto", "max" and numbers only
-    with Model(path, n_ctx=size, n_threads=threads, device=device, kv_type=kv, isa=isa or None) as loaded:
-        settings.kept = loaded
-        if stats:
-            click.echo(f"{loaded.info}", err=True)
-        if stats or (sys.stderr.isatty() and not settings.quiet):
-            click.echo(context_line(loaded.plan.reason), err=True)
-        with loaded.generate(prompt, stream=True, progress=_prefill_progress(), **options) as stream:
-            reply, interrupted = answer(stream, show=not as_json)
-    if as_json:
-        click.echo(json.dumps({"model": str(path), **reply.to_dict()}, ensure_ascii=False))
+        start_chat(ctx, name, options)
+        return
+    path = find_model(name)
+    if options["as_json"] and options["as_events"]:
+        raise click.UsageError("choose one of --json and --jsonl")
+    if output is not None:
+        check_output(output)
+    question = question_of(path, prompt, files, options, typed_arguments(ctx))
+    with open_model(path, options) as loaded:
+        if options["dry_run"]:
+            from gemmule.cli._dry_run import show_plan
+
+            show_plan(loaded, question, as_json=options["as_json"])
+            return
+        reply, interrupted = _answered(loaded, question, options)
+    if options["as_json"]:
+        click.echo(json_line({"model": str(path), **reply.to_dict()}))
     if output is not None and (reply.text or not (interrupted or output.exists())):
-        _write(output, reply.text)
-    if stats:
-        click.echo(f"{reply.timings}; finish {reply.finish_reason}, seed {reply.seed}", err=True)
+        write_output(output, reply.text)
+    if options["stats"]:
+        end = f"finish {reply.finish_reason}, seed {reply.seed}"
+        click.echo(f"{reply.usage}\n{reply.timings}; {end}", err=True)
     if interrupted:
         ctx.exit(130)
 
 
-def _prompt(words: list[str]) -> str:
-    """The argument, then what is piped in; the argument "-" stands for the pipe alone."""
-    if len(words) > 1:
-        raise click.UsageError("the prompt must be one argument; put it in quotes")
-    dash = words == ["-"]
-    prompt = "\n\n".join(text for text in (*([] if dash else words), piped_text(wait=dash)) if text)
-    if not prompt:
-        raise click.UsageError("there is no prompt; give one as an argument or pipe it in")
-    return prompt
+def _asks_nothing(prompt: str | None, files: list[str], options: dict[str, Any]) -> bool:
+    names = ("attach", "image", "audio", "video", "file", "raw", "as_json", "as_events", "dry_run")
+    return prompt is None and not files and not any(options[name] for name in names)
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    """Refuses bad sampling values by the name of their option."""
-    from gemmule._sampling import SamplingParams
+def open_model(path: Path, options: dict[str, Any]) -> "Model":
+    """The model with the engine options; tells a terminal which context was chosen."""
+    from gemmule import Model
 
-    for name in ("temperature", "top_k", "top_p", "min_p", "seed"):
-        try:
-            SamplingParams.resolve({}, **{name: options[name]})
-        except ValueError as error:
-            raise click.UsageError(str(error).replace(name, f"--{name.replace('_', '-')}", 1)) from None
-    if "" in options["stop"]:
-        raise click.UsageError("--stop must not be empty")
-
-
-def _check_output(output: Path) -> None:
-    """Refuses a place that cannot be written."""
-    folder = output.resolve().parent
-    if not folder.is_dir():
-        raise click.UsageError(f"--output: there is no folder {folder}")
-    # A regular file is replaced by a new one, so it is the folder that must allow it; a device is written to.
-    replaced = output.is_file() or not output.exists()
-    if not os.access(folder if replaced else output, os.W_OK):
-        raise click.UsageError(f"--output: {output} cannot be written")
-    if output.is_file() and not os.access(output, os.W_OK):
-        raise click.UsageError(f"--output: {output} is write-protected")
+    size: Any = options["n_ctx"]  # the option's type allows "auto", "max" and numbers only
+    loaded = Model(
+        path, n_ctx=size, n_threads=options["threads"], device=options["device"],
+        kv_type=options["kv"], isa=options["isa"] or None,
+    )  # fmt: skip
+    settings.kept = loaded
+    if options["stats"]:
+        click.echo(f"{loaded.info}", err=True)
+    if options["stats"] or (sys.stderr.isatty() and not settings.quiet):
+        click.echo(context_line(loaded.plan.reason), err=True)
+    return loaded
 
 
-def _write(output: Path, text: str) -> None:
-    """The whole text or the old file, never a part; with the permissions a plain write would give."""
-    from gemmule._cache import atomic_write
-
-    target = output.resolve()
-    if target.exists() and not target.is_file():
-        target.write_text(text, encoding="utf-8")
-        return
-    if target.exists():
-        mode = target.stat().st_mode & 0o777
+def _answered(model: "Model", question: Question, options: dict[str, Any]) -> "tuple[Reply, bool]":
+    """Asks and shows the answer; the last reply, and whether Ctrl-C cut it short."""
+    form = "jsonl" if options["as_events"] else "silent" if options["as_json"] else "text"
+    printer = Printer(form, thinking=not options["hide_thinking"])
+    arguments = {**question.arguments, "progress": prefill_progress()}
+    if question.raw:
+        only_text = question.content[0] if len(question.content) == 1 else None
+        prompt = only_text if isinstance(only_text, str) else list(question.content)
+        with model.generate(prompt, stream=True, **arguments) as stream:
+            reply, interrupted = printer.follow(stream)
     else:
-        mask = os.umask(0)
-        os.umask(mask)
-        mode = 0o666 & ~mask
-    with atomic_write(target) as out:
-        out.write(text.encode("utf-8", "replace"))
-        Path(out.name).chmod(mode)
+        from gemmule import Message
+        from gemmule.cli._asking import ask
 
-
-def answer(stream: "Stream", *, show: bool) -> "tuple[Reply, bool]":
-    """Shows the pieces as they come; the reply, and whether Ctrl-C cut it short."""
-    interrupted = False
-    try:
-        for piece in stream:
-            if show:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-    except KeyboardInterrupt:
-        interrupted = True
-        stream.close()  # it may have come between two steps, with the generation still open
-    reply = stream.reply
-    if show and not (interrupted and not reply.text):
-        sys.stdout.write("" if reply.text.endswith("\n") else "\n")
-        sys.stdout.flush()
+        outcome = ask(
+            lambda messages: model.chat(messages, stream=True, **question.chat, **arguments),
+            [Message("user", question.content)],
+            printer,
+            question.toolbox,
+        )
+        reply, interrupted = outcome.reply, outcome.interrupted
+    printer.end({"model": model.info.path, **reply.to_dict()})
+    if not settings.quiet:
+        for warning in reply.warnings:
+            warn(f"warning: {warning}")
     return reply, interrupted
 
 
-def _prefill_progress() -> Callable[[int, int], None] | None:
+def prefill_progress() -> Callable[[int, int], None] | None:
     """Reports long prompts on a terminal; nothing elsewhere."""
     if settings.quiet or not sys.stderr.isatty():
         return None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["show_command"]
 
 _SHORT = 100
+_TEMPLATE = "tokenizer.chat_template"
 
 
 @click.command("show")
@@ -22,12 +23,20 @@ _SHORT = 100
 @click.option("--tensors", is_flag=True, help="List the tensors: name, type, shape, bytes.")
 @click.option("--meta", is_flag=True, help="List the metadata.")
 @click.option("--key", help="One value of the metadata, in full.")
+@click.option("--template", is_flag=True, help="The chat template.")
 @click.option("--memory", is_flag=True, help="The memory needed for some context sizes.")
 @click.option("--ctx", "sizes", default="4k,32k", show_default=True, help="Context sizes for --memory.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @verbosity_options
 def show_command(
-    file: str | None, tensors: bool, meta: bool, key: str | None, memory: bool, sizes: str, as_json: bool
+    file: str | None,
+    tensors: bool,
+    meta: bool,
+    key: str | None,
+    template: bool,
+    memory: bool,
+    sizes: str,
+    as_json: bool,
 ) -> None:
     """What is inside FILE, and does it fit in memory here. Reads the header only. FILE defaults to
     $GEMMULE_MODEL.
@@ -36,11 +45,14 @@ def show_command(
 
     wanted = _sizes(sizes) if memory else []
     opened = open_header(find_model(file))
-    if key is not None and key not in opened.keys():  # noqa: SIM118
+    keys = opened.keys()
+    if key is not None and key not in keys:
         raise click.UsageError(f"{opened.path} has no key {key!r}; --meta lists them")
+    if template and _TEMPLATE not in keys:
+        raise click.UsageError(f"{opened.path} has no chat template")
     out: dict[str, Any] = {}
     info = info_of(opened)
-    if not (tensors or meta or key or memory):
+    if not (tensors or meta or key or template or memory):
         out["info"] = {
             **info.to_dict(),
             "tensor_types": _tensor_types(opened),
@@ -48,10 +60,11 @@ def show_command(
             "card": _card(opened),
         }
     if meta or key:
-        keys = opened.keys() if meta else []
-        out["meta"] = {name: _plain(opened, name, full=False) for name in keys}
+        out["meta"] = {name: _plain(opened, name, full=False) for name in (keys if meta else [])}
         if key:
             out["meta"][key] = _plain(opened, key, full=True)
+    if template:
+        out["template"] = opened.get(_TEMPLATE)
     if tensors:
         out["tensors"] = [
             {"name": name, "type": kind, "shape": list(shape), "n_bytes": size}
@@ -68,6 +81,8 @@ def show_command(
         _print_info(out["info"])
     for name, value in out.get("meta", {}).items():
         click.echo(value if not meta and isinstance(value, str) else f"{name} = {value}")
+    if template:
+        click.echo(out["template"])
     for row in out.get("tensors", []):
         shape = " x ".join(str(n) for n in row["shape"])
         click.echo(f"{row['name']:<40} {row['type']:<6} {shape:<16} {row['n_bytes']}")
