@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import random
 import re
@@ -16,7 +17,15 @@ import pytest
 from constraint_helpers import TOKENIZER, SmallFile, allowed, spell, spelled
 from gemmule import GrammarError, Tokenizer
 from gemmule._chat.constraint import answer_constraint
-from gemmule._chat.grammar import background, gbnf_to_lark, grammar_of, guidance_tokenizer, prepare_guidance
+from gemmule._chat.grammar import (
+    background,
+    gbnf_to_lark,
+    grammar_of,
+    guidance_tokenizer,
+    json_source,
+    prepare_guidance,
+)
+from gemmule._chat.schema import SchemaSpec
 
 
 def accepts(text: str, **kind: Any) -> bool:
@@ -310,3 +319,18 @@ def test_gbnf_becomes_tokens_where_nothing_recurses() -> None:
     lark = gbnf_to_lark('root ::= "[" (item ("," item)*)? "]"\nitem ::= word | root\nword ::= [a-z]+')
     assert re.search(r"^T\d: /\[.*\]/\+$", lark, re.MULTILINE)
     assert len(spelled("é")) == 1
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer"},
+        {"type": "array", "items": {"type": "integer", "minimum": 3}},
+        {"type": "integer", "minimum": 10**15},
+    ],
+)
+def test_integers_have_an_end(schema: dict[str, Any]) -> None:
+    """A model that writes digit after digit must come to an end."""
+    source = json.loads(json_source(SchemaSpec.of(schema).json_schema))["grammars"][0]["json_schema"]
+    integer = source.get("items", source)
+    assert integer["minimum"] <= integer["maximum"] == 10**15

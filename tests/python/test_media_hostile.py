@@ -1,5 +1,5 @@
-"""Bytes made to hurt: bombs, lies, truncations, flipped bits. Each is refused with a MediaError of one sentence,
-or read; in little time and memory, without a warning.
+"""Bytes made to hurt: bombs, lies, truncations, flipped bits. Each is read, or refused with a MediaError of one
+sentence; in little time and memory, without a warning.
 """
 
 from __future__ import annotations
@@ -42,6 +42,16 @@ def take(part: Image | Audio | Video) -> None:
         prepare_video(part, SETTINGS)
 
 
+def refusal(part: Image | Audio | Video) -> str:
+    """Why the part is refused; empty where it is read."""
+    try:
+        media_kind(part.src)
+        take(part)
+    except MediaError as error:
+        return str(error)
+    return ""
+
+
 def mutated(data: bytes, rng: random.Random) -> bytes:
     """The file with one kind of damage, half of the time near its begin, where the headers are."""
     out = bytearray(data)
@@ -70,12 +80,9 @@ def hurt(data: bytes, kind: type[Image] | type[Audio] | type[Video], n: int, see
         damaged = mutated(data, rng)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            try:
-                media_kind(damaged)
-                take(kind(damaged))
-            except MediaError as error:
-                assert "\n" not in str(error)
-                assert len(str(error)) < 400
+            message = refusal(kind(damaged))
+        assert "\n" not in message
+        assert len(message) < 400
 
 
 @pytest.mark.parametrize(
@@ -152,7 +159,7 @@ def png(width: int, height: int, body: bytes, *, bits: int = 1, color: int = 0) 
 def test_picture_bombs(width: int, height: int) -> None:
     data = png(width, height, zlib.compress(b"\0" * 1000))
     for act in (prepare_bomb, image_size):
-        with pytest.raises(MediaError, match=f"{height} x {width} pixels|cannot be read"):
+        with pytest.raises(MediaError, match=rf"{height} x {width} pixels|cannot be read"):
             act(Image(data))
 
 
@@ -173,7 +180,7 @@ def test_other_picture_bombs() -> None:
     bmp = bytearray(encoded(pattern(4, 4), "BMP"))
     bmp[18:26] = struct.pack("<2i", 60_000, 60_000)
     for data in (gif, webp, tiff, bmp):
-        with pytest.raises(MediaError, match="million|cannot be read"):
+        with pytest.raises(MediaError, match=r"million|cannot be read"):
             prepare_image(Image(bytes(data)), None, SETTINGS)
 
 
@@ -193,7 +200,7 @@ def test_tiff_with_giant_tiles() -> None:
     ]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     data = b"II*\0" + struct.pack("<I", 8 + 64) + body + struct.pack("<H", len(tags)) + entries + b"\0" * 4
-    with pytest.raises(MediaError, match="tiles of 1048576 x 1048576|cannot be read"):
+    with pytest.raises(MediaError, match=r"tiles of 1048576 x 1048576|cannot be read"):
         prepare_image(Image(data), None, SETTINGS)
 
 
@@ -245,11 +252,11 @@ def test_headers_that_lie_about_the_length() -> None:
         prepare_audio(Audio(bytes(flac)), SETTINGS)
     flac[21] &= 0xF0  # number of samples: the low 4 bits of byte 21 and the 4 bytes after it
     flac[22:26] = b"\0\0\0\0"  # unknown
-    with pytest.raises(MediaError, match="s of sound or more|cannot be read"):
+    with pytest.raises(MediaError, match=r"s of sound or more|cannot be read"):
         prepare_audio(Audio(bytes(flac)), SETTINGS)
     flac[21] |= 0x0F
     flac[22:26] = b"\xff\xff\xff\xff"
-    with pytest.raises(MediaError, match="s of sound or more"):
+    with pytest.raises(MediaError, match=r"s of sound or more"):
         prepare_audio(Audio(bytes(flac)), SETTINGS)
 
 
@@ -277,7 +284,7 @@ def test_places_that_are_no_file(kind: Callable[..., Any], tmp_path: Path) -> No
         pytest.importorskip("av")
     with pytest.raises(MediaError, match=r"there is no file .*gone\.bin; check the path"):
         take(kind(tmp_path / "gone.bin"))
-    with pytest.raises(MediaError, match="no regular file|cannot be opened"):
+    with pytest.raises(MediaError, match=r"no regular file|cannot be opened"):
         take(kind(tmp_path))
     with pytest.raises(MediaError, match="fetches nothing"):
         take(kind("https://example.org/a.png"))

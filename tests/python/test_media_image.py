@@ -1,6 +1,6 @@
 """Pictures: sizes and pixels as transformers makes them, every format and mode, orientation, arrays.
 
-tests/golden/media_pixels.json holds hashes of what torch's resize gives; test_media_pixels_oracle.py makes the
+tests/golden/media_pixels.json holds hashes of what torch's resize gives; test_media_pixels_oracle.py has the
 same comparison live.
 """
 

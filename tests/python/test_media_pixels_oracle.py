@@ -1,6 +1,6 @@
 """Live comparison with transformers' Gemma4UnifiedImageProcessor: counts, positions and pixels.
 
-The processor needs torchvision; where that is not installed, a stand-in gives it the one function that matters,
+The processor needs torchvision; where that is not installed, a stand-in gives it the function that matters,
 resize on uint8, as torchvision does it: through torch.nn.functional.interpolate.
 """
 

@@ -1,4 +1,4 @@
-"""Videos: which pictures are taken and when, equality with plain decoding, rotation, sound, sound-only files."""
+"""Videos: which pictures are taken and when, equality with plain decoding, rotation, sound, refusals."""
 
 from __future__ import annotations
 

@@ -48,6 +48,7 @@ _KEPT = 32  # compiled grammars per vocabulary
 _TYPE_USER, _TYPE_UNUSED = 4, 5
 # Between two tokens of JSON: nothing, one space, or one line break with indentation.
 _WHITESPACE = r"(\n {0,24}| )?"
+_MAX_INTEGER = 10**15  # the largest bound that can be enforced
 _JSON_OPTIONS = {
     "whitespace_flexible": True,
     "whitespace_pattern": _WHITESPACE,
@@ -103,7 +104,24 @@ def lark_source(lark: str) -> str:
 
 def json_source(schema: dict[str, Any]) -> str:
     """A schema in normal form as a source. Its $defs go along."""
+    schema = _with_finite_integers(schema)
     return json.dumps({"grammars": [{"json_schema": {**schema, "x-guidance": _JSON_OPTIONS}}]})
+
+
+def _with_finite_integers(schema: Any) -> Any:
+    """Bounds on integers that have none: digit after digit, a model could write one for ever."""
+    if isinstance(schema, list):
+        return [_with_finite_integers(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") == "integer":
+        low = {} if schema.keys() & {"minimum", "exclusiveMinimum"} else {"minimum": -_MAX_INTEGER}
+        high = {} if schema.keys() & {"maximum", "exclusiveMaximum"} else {"maximum": _MAX_INTEGER}
+        return {**schema, **low, **high}
+    return {
+        key: value if key in ("enum", "const") else _with_finite_integers(value)
+        for key, value in schema.items()
+    }
 
 
 def _regex_source(regex: str) -> str:

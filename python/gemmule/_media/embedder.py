@@ -63,9 +63,21 @@ class MediaFrontEnd:
                 f"{self._where} takes text only: it holds no image or audio embedder; "
                 "convert it with them, or name the media file with mmproj"
             )
-        keys = set(self.file.keys())
-        get = self.file.get
-        return MediaSettings.from_file(lambda key: get(key) if key in keys else None, self._tokenizer.id_of)
+        file, keys = self.file, set(self.file.keys())
+        try:
+            settings = MediaSettings.from_file(
+                lambda key: file.get(key) if key in keys else None, self._tokenizer.id_of
+            )
+        except FormatError as error:
+            raise FormatError(f"{file.path}: {error}") from None
+        for name in ("image", "boi", "eoi", "audio", "boa", "eoa", "video"):
+            token = getattr(settings, name)
+            if token is not None and not 0 <= token < self._tokenizer.n_vocab:
+                raise FormatError(
+                    f"{file.path}: the marker {name} (gemmule.media.token.*) is the id {token}, outside the "
+                    f"vocabulary of {self._tokenizer.n_vocab}; convert the model again"
+                )
+        return settings
 
     def prepare(
         self, part: MediaPart, image_tokens: int | None
@@ -110,14 +122,38 @@ class MediaFrontEnd:
     def _compute(
         self, model: _core.Model, source: Prepared, stop: _core.StopToken | None
     ) -> NDArray[np.float32]:
+        from gemmule._media.audio import PreparedAudio
         from gemmule._media.image import PreparedImage
 
         if self._embedder is None:
-            assert self.file is not None  # `settings` was asked first
-            self._embedder = _core.MediaEmbedder(model, self.file)
+            self._embedder = self._opened(model)
         if isinstance(source, PreparedImage):
             return self._embedder.embed_image(source.pixels, stop=stop)
-        return self._embedder.embed_audio(source.samples, stop=stop)  # type: ignore[attr-defined]
+        assert isinstance(source, PreparedAudio)
+        return self._embedder.embed_audio(source.samples, stop=stop)
+
+    def _opened(self, model: _core.Model) -> _core.MediaEmbedder:
+        """The embedder. Its tensors must have the shapes that the file's settings promise: a prompt is laid
+        out before anything is embedded.
+        """
+        assert self.file is not None  # `settings` was asked first
+        embedder, settings = _core.MediaEmbedder(model, self.file), self.settings
+        promised = []
+        if embedder.has_image:
+            promised += [
+                ("gemmule.media.image.patch_size * pool_size", settings.tile, embedder.patch_size),
+                ("gemmule.media.image.n_positions", settings.n_positions, embedder.n_positions),
+            ]
+        if embedder.has_audio:
+            samples = settings.samples_per_token
+            promised += [("gemmule.media.audio.samples_per_token", samples, embedder.samples_per_token)]
+        for key, said, found in promised:
+            if said != found:
+                raise FormatError(
+                    f"{self.file.path}: {key} is {said} and the tensors are made for {found}; "
+                    "convert the model again"
+                )
+        return embedder
 
     @property
     def has_blocks(self) -> bool:

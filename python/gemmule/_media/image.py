@@ -339,7 +339,7 @@ def _resized(rows: Callable[[int, int], Pixels], size: tuple[int, int], target: 
 
 @dataclass(frozen=True)
 class _Filter:
-    """One pass from n samples to n_out: out[i] = (sum_j weight[i, j] x[first[i] + j] + half) >> shift, clamped.
+    """One pass, n samples to n_out: out[i] = (sum_j weight[i, j] x[first[i] + j] + half) >> shift, clamped.
 
     `blocks` hold, for runs of outputs, the inputs they read and the weights as a dense matrix
     [inputs, outputs] of float64: products and sums stay below 2^53, so they are exact integers.
