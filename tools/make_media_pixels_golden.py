@@ -44,7 +44,7 @@ SIZES = (
 def reference_size(height: int, width: int, tokens: int) -> tuple[int, int]:
     """The resize rule for tiles of 48 pixels, written down a second time."""
     factor = math.sqrt(tokens * 9 * 256 / (height * width))
-    tall, wide = (int(math.floor(factor * side / 48)) for side in (height, width))
+    tall, wide = (math.floor(factor * side / 48) for side in (height, width))
     if tall == 0:
         tall, wide = 1, min(width // height, tokens)
     elif wide == 0:

@@ -15,6 +15,7 @@ import pytest
 
 import gemmule
 from gemmule._chat.plan import template_of
+from gemmule._chat.template import ChatTemplate
 from gemmule._session import Session
 from media_model import write_tiny_12b
 
@@ -279,6 +280,14 @@ def test_options_that_are_refused(
 ) -> None:
     with pytest.raises(error, match=words):
         model.chat("hi", **options)
+
+
+def test_a_template_that_drops_pictures(model: gemmule.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% endif %}{% endfor %}"
+    monkeypatch.setitem(vars(model), "_template", ChatTemplate(source))
+    assert model.render("hi").text == "hi"
+    with pytest.raises(gemmule.UnsupportedError, match="leaves out images"):
+        model.render("hi", images=np.zeros((30, 30, 3), np.uint8))
 
 
 class _Header:

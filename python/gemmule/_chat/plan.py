@@ -110,6 +110,11 @@ def chat_request(model: "Model", history: "Sequence[Message]", options: ChatOpti
         think=thinks,
         bos="" if tokenizer.bos_id is None else tokenizer.decode([tokenizer.bos_id]),
     )
+    if len(rendered.media) != sum(len(message.media) for message in history):
+        raise UnsupportedError(
+            f"the chat template of {model.info.path} leaves out images, sounds or videos; "
+            "give them to generate, which needs no template"
+        )
     builder = PromptBuilder(tokenizer, model._media, image_tokens=options.get("image_tokens"))
     for piece in rendered.pieces:
         if isinstance(piece, Piece):
