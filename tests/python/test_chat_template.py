@@ -254,19 +254,6 @@ def test_a_template_of_another_family() -> None:
         render(normalize(["a", "b"]), template=template)
 
 
-@pytest.mark.real_model
-def test_the_template_of_a_real_file(demo_model_path: Path) -> None:
-    from gemmule import _core
-
-    with_template = _core.GgufFile(str(demo_model_path))
-    template = ChatTemplate(with_template.get("tokenizer.chat_template"), name=str(demo_model_path))
-    messages = normalize([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi "}])
-    assert render(messages, template=template).text == (
-        "<bos><start_of_turn>user\nBe kind.\n\nHi<end_of_turn>\n<start_of_turn>model\n"
-    )
-    assert template.known_version is None
-
-
 def test_versions() -> None:
     gemma = "<|turn><|tool_call>"
     assert known_version("{{ messages }}") is None

@@ -1,5 +1,5 @@
-"""Bytes made to hurt: bombs, lies, truncations, flipped bits. Each is read, or refused with a MediaError of one
-sentence; in little time and memory, without a warning.
+"""Bytes made to hurt: bombs, lies, truncations, flipped bits. Each is read, or refused with a MediaError of
+one sentence; in little time and memory, without a warning.
 """
 
 from __future__ import annotations

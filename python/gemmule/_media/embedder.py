@@ -106,12 +106,10 @@ class MediaFrontEnd:
         pieces: list[str | MediaPiece] = []
         for i, (stamp, frame) in enumerate(video.frames):
             pieces += [f"{' ' if i else ''}{stamp} ", self._piece("video", frame)]
-        if not settings.has_audio:
-            return pieces, [
-                *video.notes,
-                "the sound was left out: the model takes none",
-            ] if video.sound else video.notes
-        return [*pieces, *(self._piece("audio", clip) for clip in video.sound)], video.notes
+        notes = list(video.notes)
+        if part.sound and not settings.has_audio:
+            notes.append(f"the sound of {part.name} was left out: the model takes none")
+        return [*pieces, *(self._piece("audio", clip) for clip in video.sound)], notes
 
     def embed(
         self, model: _core.Model, source: Prepared, stop: _core.StopToken | None
