@@ -8,9 +8,33 @@ from gemmule._chat.messages import Message, ToolCall
 from gemmule._media.parts import Audio, Image, MediaPart, Video
 
 # Text that is hard for a template: braces, quotes, newlines, half markers, other scripts.
-HARD = ["{", "}", "[", "]", ",", ":", '"', "'", "\\", "`", "\n", " ", "a", "Z", "é", "日本", "🙂", "%", "|", "<", ">"]
+HARD = [
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ":",
+    '"',
+    "'",
+    "\\",
+    "`",
+    "\n",
+    " ",
+    "a",
+    "Z",
+    "é",
+    "日本",
+    "🙂",
+    "%",
+    "|",
+    "<",
+    ">",
+]
 plain_text = st.lists(st.sampled_from(HARD), max_size=12).map("".join)
-words = st.sampled_from(["hi", "What is it?", "  padded \n", "line\nline", "naïve 日本語 🙂", "{{ x }} {% y %}", ""])
+words = st.sampled_from(
+    ["hi", "What is it?", "  padded \n", "line\nline", "naïve 日本語 🙂", "{{ x }} {% y %}", ""]
+)
 texts = st.one_of(words, plain_text)
 names = st.sampled_from(["get_weather", "add", "Search-Web", "f", "x1", "find.all"])
 keys = st.sampled_from(["city", "days", "Unit", "unit2", "a", "B", "c_d", "Ünï"])
@@ -35,7 +59,9 @@ def unique_keys(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, An
 
 def schemas(depth: int = 2) -> st.SearchStrategy[dict[str, Any]]:
     """JSON schemas that every published template prints alike."""
-    described = st.one_of(st.just({}), st.builds(lambda d: {"description": d}, st.sampled_from(["A thing", "é"])))
+    described = st.one_of(
+        st.just({}), st.builds(lambda d: {"description": d}, st.sampled_from(["A thing", "é"]))
+    )
     nullable = st.one_of(st.just({}), st.just({"nullable": True}))
     simple = st.sampled_from(
         [
@@ -94,8 +120,8 @@ media: st.SearchStrategy[MediaPart] = st.sampled_from([0, 1, 2]).map(
 
 @st.composite
 def assistants(draw: Any, *, published: bool) -> list[Message]:
-    """An assistant message, with its tool results if it calls. `published`: only shapes in which the published
-    templates have no fault.
+    """An assistant message, with its tool results if it calls. `published`: only shapes in which the
+    published templates have no fault.
     """
     calls = [
         ToolCall(name, arguments, f"id{k}")
@@ -110,7 +136,9 @@ def assistants(draw: Any, *, published: bool) -> list[Message]:
     out = [Message("assistant", (text,), thinking, tuple(calls))]
     if calls and (published or draw(st.booleans())):
         for call in calls:
-            response = draw(st.one_of(st.none(), unique_keys(values(with_none=False)))) if not published else None
+            response = (
+                draw(st.one_of(st.none(), unique_keys(values(with_none=False)))) if not published else None
+            )
             extra = (draw(media),) if not published and response is None and draw(st.booleans()) else ()
             out.append(Message("tool", (draw(texts), *extra), tool_call_id=call.id, response=response))
         if published:

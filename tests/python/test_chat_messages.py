@@ -1,4 +1,5 @@
 """The message dialects become one form."""
+# ruff: noqa: E501  (tables of cases, one a line)
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chat_cases import conversations
 from hypothesis import given, settings
 
 import gemmule
+from chat_cases import conversations
 from gemmule._chat.messages import Message, ToolCall, normalize
 from gemmule._media.parts import Audio, Image, MediaPart, Video
 
@@ -40,7 +41,11 @@ def part_of(content: Any, **options: Any) -> MediaPart:
         ({"type": "image", "path": Path("a.png")}, Image, "a.png"),
         ({"type": "image", "data": PNG64}, Image, PNG),
         ({"type": "image", "base64": PNG64}, Image, PNG),
-        ({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG64}}, Image, PNG),
+        (
+            {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG64}},
+            Image,
+            PNG,
+        ),
         ({"image": PNG}, Image, PNG),
         ({"type": "input_audio", "input_audio": {"data": PNG64, "format": "wav"}}, Audio, PNG),
         ({"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{PNG64}"}}, Audio, PNG),
@@ -108,7 +113,9 @@ def test_results_as_values() -> None:
 
 def test_shortcuts() -> None:
     sound = np.zeros(8, np.float32)
-    out = normalize(["a", "b"], system="S", images=["1.png", Image("2.png")], videos="v.mp4", audio=(sound, 8000))
+    out = normalize(
+        ["a", "b"], system="S", images=["1.png", Image("2.png")], videos="v.mp4", audio=(sound, 8000)
+    )
     assert [m.role for m in out] == ["system", "user", "user"]
     kinds = [type(part).__name__ for part in out[2].content]
     assert kinds == ["Image", "Image", "Video", "Audio", "str"]

@@ -1,14 +1,16 @@
 """The reply parser inverts the renderer, in any split, and makes sense of mangled replies."""
+# ruff: noqa: E501  (tables of cases, one a line)
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
-from chat_cases import names, texts, unique_keys, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chat_cases import names, texts, unique_keys, values
 from gemmule._chat.gemma4 import render_gemma4
 from gemmule._chat.messages import Message, ToolCall
 from gemmule._chat.parser import _NAMES, Event, Markers, ParsedReply, ReplyParser, parse_reply
@@ -31,7 +33,7 @@ def tokens_of(pieces: list[Any], cuts: list[int] = ()) -> list[Token]:  # type: 
                 out.append((IDS[chunk], chunk))
             else:
                 edges = sorted({0, len(chunk), *(cut % (len(chunk) + 1) for cut in cuts)})
-                out += [(7, chunk[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+                out += [(7, chunk[a:b]) for a, b in itertools.pairwise(edges)]
     return out
 
 
@@ -93,7 +95,9 @@ def test_any_reply_is_read_the_same_in_any_split(tokens: list[Token], is_open: b
     assert reply(single, **options) == whole
     # Nothing is lost: every "hi" comes out somewhere.
     given_text = sum(text.count("hi") for token, text in tokens if token == 7)
-    found = whole.text + whole.thinking + "".join(str(call.arguments) + call.name for call in whole.tool_calls)
+    found = (
+        whole.text + whole.thinking + "".join(str(call.arguments) + call.name for call in whole.tool_calls)
+    )
     assert found.count("hi") >= given_text
 
 

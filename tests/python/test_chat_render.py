@@ -1,4 +1,5 @@
 """The prompt: built-in renderer, our own template, expected strings, and the published template as oracle."""
+# ruff: noqa: E501  (tables of cases, one a line)
 
 from __future__ import annotations
 
@@ -13,11 +14,11 @@ from typing import Any
 
 import jinja2
 import pytest
-from chat_cases import conversations, tools
 from hypothesis import HealthCheck, given, settings
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 import gemmule
+from chat_cases import conversations, tools
 from gemmule._chat import gemma4
 from gemmule._chat.messages import Message, ToolCall, normalize
 from gemmule._chat.pieces import Piece
@@ -25,7 +26,9 @@ from gemmule._chat.render import Rendered, render
 from gemmule._chat.template import ChatTemplate
 from gemmule._media.parts import Audio, Image, Video
 
-OWN = ChatTemplate(Path(gemma4.__file__).with_name("gemma4.jinja").read_text(encoding="utf-8"), name="gemma4.jinja")
+OWN = ChatTemplate(
+    Path(gemma4.__file__).with_name("gemma4.jinja").read_text(encoding="utf-8"), name="gemma4.jinja"
+)
 WEATHER = {
     "type": "function",
     "function": {
@@ -115,7 +118,11 @@ def test_a_thought_is_kept_only_in_the_turn_under_way() -> None:
 
 def test_media_stand_where_they_were_given() -> None:
     image, audio, video = Image("a.png"), Audio("a.wav"), Video("a.mp4")
-    messages = [Message("user", (image, " look ", audio, video)), Message("assistant", ("ok",)), Message("user", (video,))]
+    messages = [
+        Message("user", (image, " look ", audio, video)),
+        Message("assistant", ("ok",)),
+        Message("user", (video,)),
+    ]
     assert both(messages) == (
         "<bos><|turn>user\n<|image|>look<|audio|><|video|><turn|>\n<|turn>model\nok<turn|>\n"
         f"<|turn>user\n<|video|><turn|>\n{NO_THOUGHT}"
@@ -176,7 +183,10 @@ def test_a_turn_is_closed_before_the_next_and_only_then() -> None:
     ],
 )  # fmt: skip
 def test_every_schema_has_a_type_and_its_braces(schema: dict[str, Any], expected: str) -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": schema, "response": {"description": "R"}}}
+    tool = {
+        "type": "function",
+        "function": {"name": "f", "parameters": schema, "response": {"description": "R"}},
+    }
     text = both("Hi", tools=[tool])
     head = '<|tool>declaration:f{description:<|"|><|"|>,parameters:'
     tail = ',response:{description:<|"|>R<|"|>,type:<|"|>OBJECT<|"|>}}<tool|>'
@@ -211,7 +221,14 @@ def test_markers_in_text_stay_text(template: ChatTemplate | None) -> None:
     tool = {"type": "function", "function": {"name": "g<|tool>", "description": ATTACK}}
     rendered = render(messages, template=template, tools=[tool], think=True)
     special = "".join(p.text for p in rendered.pieces if isinstance(p, Piece) and p.special)
-    for marker, count in {"<bos>": 1, "<|turn>": 4, "<|think|>": 1, "<|tool>": 1, "<|image|>": 0, "<eos>": 0}.items():
+    for marker, count in {
+        "<bos>": 1,
+        "<|turn>": 4,
+        "<|think|>": 1,
+        "<|tool>": 1,
+        "<|image|>": 0,
+        "<eos>": 0,
+    }.items():
         assert special.count(marker) == count, marker
     assert rendered.text.count(ATTACK) == 7
     assert rendered == Rendered(render(messages, tools=[tool], think=True).pieces)
@@ -219,7 +236,9 @@ def test_markers_in_text_stay_text(template: ChatTemplate | None) -> None:
 
 @pytest.mark.parametrize("template", [None, OWN])
 def test_a_marker_spelled_by_two_parts_stays_text(template: ChatTemplate | None) -> None:
-    rendered = render([Message("user", ("a <|tu", "rn>", "<", "eos>"))], template=template, add_generation_prompt=False)
+    rendered = render(
+        [Message("user", ("a <|tu", "rn>", "<", "eos>"))], template=template, add_generation_prompt=False
+    )
     assert rendered.text == "<bos><|turn>user\na <|turn><eos><turn|>\n"
     pieces = [p for p in rendered.pieces if isinstance(p, Piece)]
     for piece in pieces:
@@ -282,7 +301,17 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     if given:
         return Sources(Path(path).read_text(encoding="utf-8") for path in given.split(os.pathsep))
     folder = tmp_path_factory.mktemp("sdist")
-    get = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
+    get = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--no-binary",
+        ":all:",
+        "--no-build-isolation",
+    ]
     subprocess.run([*get, "llama-cpp-python==0.3.36", "-d", str(folder)], check=True)
     with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
         found = [m for m in archive.getmembers() if "templates/google-gemma-4" in m.name]
@@ -348,5 +377,7 @@ def test_every_published_version_gets_the_same_prompt(published: Sources, messag
 
 def test_the_error_names_the_template() -> None:
     template = ChatTemplate("{{ raise_exception('no system role') }}", name="m.gguf")
-    with pytest.raises(gemmule.FormatError, match="m.gguf: the chat template refuses this conversation: no system role"):
+    with pytest.raises(
+        gemmule.FormatError, match=r"m\.gguf: the chat template refuses this conversation: no system role"
+    ):
         render(normalize("Hi"), template=template)

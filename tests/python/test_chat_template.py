@@ -1,4 +1,5 @@
 """Templates as hostile programs: nothing is reached, everything ends; real templates render as ever."""
+# ruff: noqa: E501  (tables of cases, one a line)
 
 from __future__ import annotations
 
@@ -151,33 +152,40 @@ GIANTS = [
 ]  # fmt: skip
 
 
+def ended(source: str) -> str:
+    """What a hostile template came to, in one sentence."""
+    try:
+        assert len(run(source)) < 16 << 20
+    except gemmule.FormatError as error:
+        return str(error)
+    return "x.gguf: the chat template is harmless"
+
+
 @pytest.mark.parametrize("source", GIANTS, ids=range(len(GIANTS)))
 def test_giants_and_endless_loops_end(source: str) -> None:
-    tracemalloc.start()
     start = time.process_time()
-    try:
-        out = run(source)
-    except gemmule.FormatError as error:
-        out = ""
-        message = str(error)
-    else:
-        message = "x.gguf: the chat template is harmless"
-    seconds, peak = time.process_time() - start, tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(out) < 16 << 20
+    message = ended(source)
+    assert time.process_time() - start < 3  # 2 s, and a little for slow machines
     assert message.startswith("x.gguf: the chat template ")
     assert "\n" not in message
     assert len(message) < 400
-    assert seconds < 12  # 2 s; the memory count makes everything several times slower
+
+
+@pytest.mark.slow  # counting each allocation takes most of the time
+@pytest.mark.parametrize("source", GIANTS, ids=range(len(GIANTS)))
+def test_giants_stay_small(source: str) -> None:
+    tracemalloc.start()
+    try:
+        ended(source)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
     assert peak < 64 << 20
 
 
-def test_limits_hold_without_the_memory_count() -> None:
-    source = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    start = time.process_time()
+def test_the_time_limit_is_named() -> None:
     with pytest.raises(gemmule.FormatError, match="takes longer than 2 s"):
-        run(source)
-    assert time.process_time() - start < 3
+        run("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
 
 
 def test_peak_memory_of_a_process() -> None:
@@ -190,7 +198,9 @@ def test_peak_memory_of_a_process() -> None:
     )
 
     def peak(source: str) -> int:
-        got = subprocess.run([sys.executable, "-c", program, source], capture_output=True, text=True, check=True)
+        got = subprocess.run(
+            [sys.executable, "-c", program, source], capture_output=True, text=True, check=True
+        )
         return int(got.stdout)
 
     base = peak("hi")
@@ -248,7 +258,10 @@ GEMMA3 = (
 def test_a_template_of_another_family() -> None:
     template = ChatTemplate(GEMMA3)
     rendered = render(normalize("a <end_of_turn> b", system="S"), template=template)
-    assert rendered.text == "<bos><start_of_turn>user\nS\n\na <end_of_turn> b<end_of_turn>\n<start_of_turn>model\n"
+    assert (
+        rendered.text
+        == "<bos><start_of_turn>user\nS\n\na <end_of_turn> b<end_of_turn>\n<start_of_turn>model\n"
+    )
     assert [p.text for p in rendered.pieces if not getattr(p, "special", True)] == ["<end_of_turn>"]
     with pytest.raises(gemmule.FormatError, match="roles must alternate"):
         render(normalize(["a", "b"]), template=template)

@@ -31,6 +31,8 @@ def act(
 ) -> Reply:
     """See Model.act."""
     max_rounds = whole("max_rounds", max_rounds, 1, 1000)
+    if on_call is not None and not callable(on_call):
+        raise TypeError(f"on_call must be a function of the call, not {type(on_call).__name__}")
     functions = tools_of(tools)
     missing = [tool.name for tool in functions if tool.function is None]
     if missing:

@@ -1,11 +1,11 @@
 """Gemma 4's prompt format, written without a template engine; also the yardstick for templates in files.
 
-<bos> <|turn>system\\n[<|think|>\\n] text, tool declarations <turn|>\\n, then the turns. A model turn holds its
-calls, their results and its text; a call without a result leaves it open with <|tool_response>. Rules: the
-official template, and where that one loses a turn's end, a prompt or a brace, what it evidently means.
+<bos> <|turn>system\\n[<|think|>\\n] text, tool declarations <turn|>\\n, then the turns. A model turn
+holds its calls, their results and its text; a call without a result leaves it open with <|tool_response>.
+Rules: the official template, and where that one loses a turn's end, a prompt or a brace, what it
+evidently means.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,17 +58,19 @@ def render_gemma4(
             out.text(THOUGHT)
             out.foreign(message.thinking)
             out.text("\n<channel|>")
-        results = [*itertools.takewhile(lambda m: m.role == "tool", itertools.islice(turns, i + 1, None))]
-        _calls(message, results if message.tool_calls else [], out)
+        following = i + 1
+        while following < len(turns) and turns[following].role == "tool":
+            following += 1
+        results = turns[i + 1 : following] if message.tool_calls else ()
+        _calls(message, results, out)
         has_content = _content(message, out)
-        following = i + 1 + len(results)
         comes = turns[following].role if following < len(turns) else ""
         is_open = True
         if message.tool_calls and not results:
             out.text("<|tool_response>")
         elif role == "model" and comes == "assistant":
             pass  # the turn goes on with the next message
-        elif not results or not message.tool_calls or has_content or comes:
+        elif not results or has_content or comes:
             out.text("<turn|>\n")
             is_open = False
         before = message.role

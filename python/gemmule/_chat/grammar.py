@@ -512,8 +512,9 @@ def _validate(source: str, kind: str) -> None:
 
 
 def _reason(error: str) -> str:
-    """The library's message without its dumps, in one line."""
+    """The library's message without its dumps and drawings, in one line."""
     text = re.split(r"<non-verbose/>|<state>|<backtrace>|<grammar>", error)[0]
+    text = re.sub(r"(?m)^ *(\d+ \|.*|\^+)$", "", text)  # the lines of the source, and the mark below
     return " ".join(text.split())[:300] or "no reason was given"
 
 

@@ -12,6 +12,7 @@ import os
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from gemmule._errors import MediaError
@@ -246,7 +247,9 @@ class _Reader:
         if isinstance(part, str) or _is_media(part):
             return [part]
         if not isinstance(part, Mapping):
-            raise ValueError(f"{where} must be a dict, text, Image, Audio or Video, not {type(part).__name__}")
+            raise ValueError(
+                f"{where} must be a dict, text, Image, Audio or Video, not {type(part).__name__}"
+            )
         kind = part.get("type")
         if kind is None:
             kind = next((key for key in ("text", "image", "audio", "video", *_KINDS) if key in part), None)
@@ -314,10 +317,11 @@ class _Reader:
         if head.startswith(("http:", "https:", "ftp:", "s3:", "gs:")):
             shown = text if len(text) <= 80 else text[:77] + "..."
             raise MediaError(
-                f"{where} is the remote address {shown}; gemmule fetches nothing, download it and give the file"
+                f"{where} is the remote address {shown}; gemmule fetches nothing, "
+                "download it and give the file"
             )
         if encoded is None:
-            encoded = not self.allow_files or not (len(text) < 4096 and "\0" not in text and os.path.exists(text))  # noqa: PTH110
+            encoded = not self.allow_files or not _exists(text)
         if encoded:
             try:
                 return base64.b64decode("".join(text.split()), validate=True), where
@@ -426,7 +430,11 @@ def _attach(messages: list[Message], images: Any, videos: Any, audio: Any) -> No
     """Puts the shortcut media before the content of the last user message."""
     found: list[MediaPart] = []
     reader = _Reader("", allow_files=True)
-    for kind, key, given in (("image", "images", images), ("video", "videos", videos), ("audio", "audio", audio)):
+    for kind, key, given in (
+        ("image", "images", images),
+        ("video", "videos", videos),
+        ("audio", "audio", audio),
+    ):
         found += [
             reader._source(kind, item, {}, f"{key}[{k}]", encoded=False)
             for k, item in enumerate(_several(given))
@@ -464,6 +472,13 @@ def _is_media(value: Any) -> bool:
     return isinstance(value, Image | Audio | Video)
 
 
+def _exists(path: str) -> bool:
+    try:
+        return len(path) < 4096 and Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _data_uri(uri: str, where: str) -> bytes:
     """The bytes of data:[type][;base64],data (RFC 2397)."""
     head, comma, data = uri.partition(",")
@@ -494,7 +509,11 @@ def _part_dict(part: "str | MediaPart") -> dict[str, Any]:
     if isinstance(source, bytes):
         data = base64.b64encode(source).decode()
         if kind == "image":
-            return {"type": "image_url", "image_url": {"url": f"data:{_mime(source)};base64,{data}"}, **options}
+            return {
+                "type": "image_url",
+                "image_url": {"url": f"data:{_mime(source)};base64,{data}"},
+                **options,
+            }
         return {"type": f"input_{kind}", f"input_{kind}": {"data": data}, **options}
     return {"type": kind, kind: source, **options}
 

@@ -44,7 +44,7 @@ def create_chat_completion(
     options = chat_options(request)
     name = request.get("model") or model.info.name or model.info.architecture
     if request.get("stream"):
-        stream_options = request.get("stream_options") or {}
+        stream_options = _mapping(request, "stream_options")
         running = model.chat(request["messages"], stream=True, **options)
         return _chunks(running, name, bool(stream_options.get("include_usage")))
     return completion_of(model.chat(request["messages"], **options), name)
@@ -78,6 +78,13 @@ def chat_options(request: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+def _mapping(request: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = request.get(name)
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be an object, not {value!r}")
+    return value or {}
+
+
 def _token_id(token: Any) -> int:
     try:
         return int(token)
@@ -107,7 +114,7 @@ def _thinking(request: Mapping[str, Any]) -> dict[str, Any]:
         if effort not in _EFFORT_TOKENS:
             raise ValueError(f"reasoning_effort is {effort!r}; use {', '.join(_EFFORT_TOKENS)}")
         return {"think": _EFFORT_TOKENS[effort]}
-    template = request.get("chat_template_kwargs") or {}
+    template = _mapping(request, "chat_template_kwargs")
     return {"think": bool(template["enable_thinking"])} if "enable_thinking" in template else {}
 
 

@@ -1,8 +1,9 @@
 """Reads a reply of Gemma 4 as it comes: thinking, text and tool calls.
 
-reply := (thought | text | call)*, thought := <|channel> "thought" newline TEXT <channel|>,
-call := <|tool_call> "call:" NAME {...} <tool_call|>. The markers are single tokens, so everything is decided by
-token id and text that only looks like a marker stays text. Nothing is lost: a call that cannot be read is text.
+reply := (thought | text | call)*, thought := <|channel> "thought" newline TEXT <channel|>, call :=
+<|tool_call> "call:" NAME {...} <tool_call|>. The markers are single tokens, so everything is decided by
+token id and text that only looks like a marker stays text. Nothing is lost: a call that cannot be read is
+text.
 """
 
 import re
@@ -77,9 +78,7 @@ class ReplyParser:
     ) -> None:
         self.notes: list[str] = []
         self._names = tuple(tool_names)
-        self._marks = {
-            mark: name for name in _NAMES if (mark := getattr(markers, name)) is not None
-        }
+        self._marks = {mark: name for name in _NAMES if (mark := getattr(markers, name)) is not None}
         self._parse_tools = parse_tools
         self._make_id = make_id or (lambda: f"call_{secrets.token_hex(8)}")
         self._read: Callable[[str], Iterable[Event]] = self._thought if thinking_open else self._text
@@ -260,6 +259,8 @@ def parse_reply(
         thinking_open=thinking_open,
         parse_tools=parse_tools,
     )
-    events = [event for chunk in _SPLIT.split(text) for event in parser.feed(_MARKER_IDS.get(chunk, -1), chunk)]
+    events = [
+        event for chunk in _SPLIT.split(text) for event in parser.feed(_MARKER_IDS.get(chunk, -1), chunk)
+    ]
     events += parser.finish()
     return ParsedReply.of(events, parser.notes)

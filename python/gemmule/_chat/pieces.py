@@ -1,7 +1,8 @@
 """Rendered text in pieces that keep apart what the template wrote and what people wrote.
 
-Text from people must never become a control token. Encoding each part apart would change tokens at the seams,
-so only spots where such text spells a special token are cut out (`special=False`); all else stays joined.
+Text from people must never become a control token. Encoding each part apart would change tokens at the
+seams, so only spots where such text spells a special token are cut out (`special=False`); all else stays
+joined.
 """
 
 import re
@@ -43,7 +44,7 @@ def special_pattern(specials: tuple[str, ...] = SPECIALS) -> re.Pattern[str]:
 
 
 class PieceWriter:
-    """Collects text and media. `text` writes the template's own words, `foreign` those of people and models."""
+    """Collects text and media: `text` the template's own words, `foreign` those of people and models."""
 
     def __init__(self, specials: tuple[str, ...] = SPECIALS) -> None:
         self._pattern = special_pattern(specials)
@@ -76,8 +77,8 @@ class PieceWriter:
 
 
 def _cut(text: str, spots: list[tuple[int, int]], pattern: re.Pattern[str]) -> Iterable[Piece]:
-    """The text in pieces: a special token's spelling that touches a spot is a piece of its own. The whole text
-    is searched, so that a token spelled by two neighbouring parts is found too.
+    """The text in pieces: a special token's spelling that touches a spot is one of its own. The whole text is
+    searched, so that a token spelled by two neighbouring parts is found too.
     """
     starts = [start for start, _ in spots]
     done = 0

@@ -1,15 +1,15 @@
 """A conversation as the prompt the model reads: through the file's template or the built-in renderer.
 
-Through a template, what people wrote is first protected: a special token spelled in it becomes a sentinel that
-no one can guess, and so does every medium; afterwards the sentinels are cut out again. Known faults of the
-published templates are put right here (see `_fixed_tools`, `_as_dicts` and `_prompted`).
+Through a template, what people wrote is first protected: a special token spelled in it becomes a sentinel
+that no one can guess, and so does every medium; afterwards the sentinels are cut out again. Known faults
+of the published templates are put right here (see `_fixed_tools`, `_as_dicts` and `_prompted`).
 """
 
 import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from gemmule._chat.gemma4 import EMPTY_THOUGHT, THOUGHT, render_gemma4, strip_thoughts
@@ -100,7 +100,9 @@ def _check_results(messages: Sequence[Message]) -> None:
         if message.role != "tool":
             calling = bool(message.tool_calls)
         elif not calling:
-            raise ValueError(f"messages[{i}] is a tool result, but no assistant message with tool_calls precedes it")
+            raise ValueError(
+                f"messages[{i}] is a tool result, but no assistant message with tool_calls precedes it"
+            )
 
 
 def _as_dicts(messages: Sequence[Message], version: str | None, shield: "_Shield") -> list[dict[str, Any]]:
@@ -279,6 +281,7 @@ class _Shield:
         return begin > close if begin >= 0 or close >= 0 else inside
 
 
+@lru_cache(maxsize=8)
 def _prefix_pattern(specials: tuple[str, ...]) -> re.Pattern[str]:
     """Matches the beginning of a special token at the end of a text, white space aside."""
     heads = sorted({s[:n] for s in specials for n in range(1, len(s))}, key=len, reverse=True)

@@ -4,6 +4,7 @@ answer's text read back as a value of that type.
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,17 @@ class SchemaSpec:
         if isinstance(schema, Mapping):
             return cls(normalize(schema), _load)
         if hasattr(schema, "model_json_schema") and hasattr(schema, "model_validate_json"):
-            return cls(normalize(_pydantic_schema(schema), sets=True), _pydantic_parse(schema))
-        return cls(normalize(type_schema(schema), sets=True), _msgspec_parse(schema))
+            made = _pydantic_schema(schema.model_json_schema, schema)
+            return cls(normalize(made, sets=True), _pydantic_parse(schema.model_validate_json))
+        try:
+            made = type_schema(schema)
+        except GrammarError:
+            adapter = _pydantic_adapter(schema)
+            if adapter is None:
+                raise
+            made = _pydantic_schema(adapter.json_schema, schema)
+            return cls(normalize(made, sets=True), _pydantic_parse(adapter.validate_json))
+        return cls(normalize(made, sets=True), _msgspec_parse(schema))
 
 
 def _load(text: str) -> Any:
@@ -71,18 +81,26 @@ def _no_constant(text: str) -> float:
     raise ValueError(f"the answer holds {text}, which is not JSON")
 
 
-def _pydantic_schema(model: Any) -> Schema:
+def _pydantic_adapter(kind: Any) -> Any:
+    """pydantic's reading of a type around its models, such as list[Model]; None where it has none."""
+    pydantic = sys.modules.get("pydantic")  # whoever has a model has imported it
     try:
-        schema: Schema = model.model_json_schema()
+        return None if pydantic is None else pydantic.TypeAdapter(kind)
+    except Exception:
+        return None
+
+
+def _pydantic_schema(made: Callable[[], Schema], kind: Any) -> Schema:
+    try:
+        return made()
     except Exception as error:
-        raise GrammarError(f"schema {_name(model)} gives no JSON schema ({error})") from None
-    return schema
+        raise GrammarError(f"schema {_name(kind)} gives no JSON schema ({error})") from None
 
 
-def _pydantic_parse(model: Any) -> Callable[[str], Any]:
+def _pydantic_parse(validate: Callable[[str], Any]) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         _load(text)  # first the shorter message for an answer that was cut
-        return model.model_validate_json(text)  # its own error is a ValueError that names the field
+        return validate(text)  # its own error is a ValueError that names the field
 
     return parse
 

@@ -1,8 +1,8 @@
 """Gemma 4's own notation for values, tool declarations and tool calls: writing it, and reading it tolerantly.
 
-A string is <|"|>text<|"|> without escapes, a mapping {key:value,...} with bare sorted keys, a list [a,b]; a call
-is call:NAME{key:value,...}. Models, small ones above all, also write JSON, Python and fenced code; `parse_call`
-takes these. Source: the chat template published with Gemma 4.
+A string is <|"|>text<|"|> without escapes, a mapping {key:value,...} with bare sorted keys, a list [a,b];
+a call is call:NAME{key:value,...}. Models, small ones above all, also write JSON, Python and fenced code;
+`parse_call` takes these. Source: the chat template published with Gemma 4.
 """
 
 import math
@@ -361,7 +361,7 @@ def parse_call(
     """The call in `text`, which stands between the tool-call markers.
 
     Takes Gemma's notation and what models write instead: JSON, Python's call syntax, code fences, backticks,
-    other quotes, namespaced names, trailing commas, missing closing braces (only if the text is `closed`, i.e.
+    other quotes, namespaced names, trailing commas, missing closing braces (only if the text is `closed`,
     not cut off). `names`: the declared tools, which win over guesses. Time is linear in the text.
 
     Throws ValueError when no call can be made out.
@@ -406,6 +406,8 @@ def _name(text: str, names: Sequence[str], reader: "_Reader") -> tuple[str, int]
     quote = reader.quote_here()
     if quote:
         name = reader.string(quote)
+        if not name.strip():
+            raise ValueError("the call has no name")
         return _declared_name(name, names), reader.at
     match = _NAME.match(text)
     if match is None:
@@ -456,7 +458,7 @@ def _from_json(reader: "_Reader", names: Sequence[str]) -> ParsedCall:
         if isinstance(arguments, str):
             inner = _Reader(arguments.strip(), reader.quotes, True)
             arguments = inner.value(0) if arguments.strip() else {}
-        if isinstance(name, str) and name and isinstance(arguments, dict | None):
+        if isinstance(name, str) and name.strip() and isinstance(arguments, dict | None):
             return ParsedCall(_declared_name(name, names), arguments or {})
     raise ValueError("the object does not name a function")
 

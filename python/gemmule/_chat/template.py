@@ -1,9 +1,10 @@
 """Jinja chat templates out of model files, which are programs by strangers.
 
-Jinja's sandbox keeps a template from Python's internals but lets it loop for ever and fill the memory. Here every
-operation that can take time or memory goes through a guard with a budget: the syntax tree is rewritten so that
-loops, comparisons, slices and literals call guards too, and only what real chat templates use is there at all.
-Limits: source 1 MiB and 40,000 tokens, nesting 100, 2 s, output 16 MiB, memory about 32 MiB beyond the input.
+Jinja's sandbox keeps a template from Python's internals but lets it loop for ever and fill the memory.
+Here every operation that can take time or memory goes through a guard with a budget: the syntax tree is
+rewritten so that loops, comparisons, slices and literals call guards too, and only what real chat
+templates use is there at all. Limits: source 1 MiB and 40,000 tokens, nesting 100, 2 s, output 16 MiB,
+memory about 32 MiB beyond the input.
 """
 
 import datetime
@@ -50,6 +51,7 @@ _MAX_OUTPUT = 16 << 20
 _ROOM = 32 << 20  # bytes a render may make in all, beside 24 times its input
 _MAX_REFERENCES = 4_000_000
 _MAX_BITS = 4096
+_BLOCKS = ("for", "if", "macro", "call", "filter", "with")
 _MAX_RANGE = 100_000
 _OWN_MARK = "gemmule's own template for Gemma 4"
 
@@ -101,8 +103,8 @@ class ChatTemplate:
         if not self.is_outdated:
             return ()
         return (
-            f"{self.name}: the chat template is an older one of Gemma 4 ({self.known_version}); its known faults "
-            "are worked around, but a newer file is better for tools",
+            f"{self.name}: the chat template is an older one of Gemma 4 ({self.known_version}); its known "
+            "faults are worked around, but a newer file is better for tools",
         )
 
     def render(self, variables: Mapping[str, Any]) -> str:
@@ -175,7 +177,7 @@ class _Budget:
     def __init__(self, variables: Mapping[str, Any]) -> None:
         messages = variables.get("messages")
         n_messages = len(messages) if isinstance(messages, list) else 0
-        self._seconds = _MAX_SECONDS + _MAX_SECONDS_PER_MESSAGE * n_messages
+        self._seconds = _MAX_SECONDS + _MAX_SECONDS_PER_MESSAGE * max(0, n_messages - 100)
         self._deadline = time.monotonic() + self._seconds
         self._began = time.thread_time()
         self._room = _ROOM + 24 * _text_size(variables)
@@ -319,6 +321,9 @@ class _Each:
     def __len__(self) -> int:
         return len(self._items)  # type: ignore[arg-type]
 
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
     def __iter__(self) -> Iterator[Any]:
         budget, parts = self._budget, self._parts
         for item in self._items:
@@ -328,7 +333,7 @@ class _Each:
 
 _BOX = list | tuple | dict
 _SCALAR = str | int | float | bool | None
-_VIEWS = (type({}.items()), type({}.keys()), type({}.values()), range)
+_VIEWS = type({}.items()) | type({}.keys()) | type({}.values()) | range
 _OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "eq": operator.eq,
     "ne": operator.ne,
@@ -347,18 +352,80 @@ _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "**": operator.pow,
 }
 _STR_METHODS = frozenset(
-    "strip lstrip rstrip split rsplit splitlines startswith endswith replace upper lower title capitalize "
-    "casefold find rfind index rindex count join isdigit isalpha isalnum isspace isupper islower isnumeric "
-    "isdecimal removeprefix removesuffix partition rpartition format".split()
+    [
+        "strip",
+        "lstrip",
+        "rstrip",
+        "split",
+        "rsplit",
+        "splitlines",
+        "startswith",
+        "endswith",
+        "replace",
+        "upper",
+        "lower",
+        "title",
+        "capitalize",
+        "casefold",
+        "find",
+        "rfind",
+        "index",
+        "rindex",
+        "count",
+        "join",
+        "isdigit",
+        "isalpha",
+        "isalnum",
+        "isspace",
+        "isupper",
+        "islower",
+        "isnumeric",
+        "isdecimal",
+        "removeprefix",
+        "removesuffix",
+        "partition",
+        "rpartition",
+        "format",
+    ]
 )
 _DICT_METHODS = frozenset(("get", "items", "keys", "values"))
 _LOOP_NAMES = frozenset(
-    "index index0 first last length revindex revindex0 previtem nextitem cycle depth depth0".split()
+    [
+        "index",
+        "index0",
+        "first",
+        "last",
+        "length",
+        "revindex",
+        "revindex0",
+        "previtem",
+        "nextitem",
+        "cycle",
+        "depth",
+        "depth0",
+    ]
 )
-_PLAIN_TESTS = (
-    "defined undefined none boolean true false integer float number string mapping sequence iterable odd even "
-    "divisibleby lower upper sameas"
-).split()
+_PLAIN_TESTS = [
+    "defined",
+    "undefined",
+    "none",
+    "boolean",
+    "true",
+    "false",
+    "integer",
+    "float",
+    "number",
+    "string",
+    "mapping",
+    "sequence",
+    "iterable",
+    "odd",
+    "even",
+    "divisibleby",
+    "lower",
+    "upper",
+    "sameas",
+]
 
 
 class _Guarded(ImmutableSandboxedEnvironment):
@@ -414,7 +481,7 @@ class _Guarded(ImmutableSandboxedEnvironment):
 
     def check_size(self, source: str) -> None:
         """Refuses sources whose compilation would take too long."""
-        depth = 0
+        depth, before = 0, ""
         for i, (_, kind, text) in enumerate(self.lexer.tokeniter(source, None)):
             if i % 64 == 0:
                 self.budget.tick()
@@ -422,8 +489,11 @@ class _Guarded(ImmutableSandboxedEnvironment):
                 raise _Limit(f"has more than {_MAX_TOKENS} tokens")
             if kind == "operator":
                 depth += (text in "([{") - (text in ")]}")
-                if depth > _MAX_NESTING:
-                    raise _Limit(f"is nested deeper than {_MAX_NESTING} levels")
+            elif kind == "name" and before == "block_begin":
+                depth += (text in _BLOCKS) - (text.removeprefix("end") in _BLOCKS and text.startswith("end"))
+            if depth > _MAX_NESTING:
+                raise _Limit(f"is nested deeper than {_MAX_NESTING} levels")
+            before = before if kind == "whitespace" else kind
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -470,11 +540,13 @@ class _Guarded(ImmutableSandboxedEnvironment):
     @staticmethod
     def _undefined(value: Undefined) -> NoReturn:
         name = value._undefined_name
-        raise UndefinedError(f"{name[:60]!r} is undefined" if isinstance(name, str) else "a value is undefined")
+        raise UndefinedError(
+            f"{name[:60]!r} is undefined" if isinstance(name, str) else "a value is undefined"
+        )
 
     # -- calls ---------------------------------------------------------------------------------------------
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         budget = __self.budget
         budget.tick()
         kwargs = {key: value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")}
@@ -524,7 +596,9 @@ class _Guarded(ImmutableSandboxedEnvironment):
         elif not name.startswith("is"):
             self.budget.spend(size if name.endswith(("with", "find", "index", "count")) else 3 * size)
         if any(not isinstance(arg, _SCALAR) for arg in args):
-            args = tuple(tuple(arg) if isinstance(arg, list) else arg for arg in args)  # startswith(("a", "b"))
+            args = tuple(
+                tuple(arg) if isinstance(arg, list) else arg for arg in args
+            )  # startswith(("a", "b"))
         return getattr(text, name)(*args, **kwargs)
 
     def _format(self, text: str, args: Any, kwargs: Any) -> str:
@@ -581,7 +655,11 @@ class _Guarded(ImmutableSandboxedEnvironment):
             raise TypeError(f"{type(left).__name__} {operator} {type(right).__name__} is not possible")
         self.budget.tick()
         if isinstance(left, int) and isinstance(right, int) and operator in ("*", "**"):
-            bits = left.bit_length() * max(right, 1) if operator == "**" else left.bit_length() + right.bit_length()
+            bits = (
+                left.bit_length() * max(right, 1)
+                if operator == "**"
+                else left.bit_length() + right.bit_length()
+            )
             if bits > _MAX_BITS:
                 raise _Limit("makes a number that is too large")
         return _ARITHMETIC[operator](left, right)
@@ -658,10 +736,10 @@ class _Guarded(ImmutableSandboxedEnvironment):
             items = ()
         elif isinstance(items, str):
             self.budget.tick()
-        elif not isinstance(items, _BOX) and not isinstance(items, (*_VIEWS, _Each, Iterator)):
+        elif not isinstance(items, _BOX | _VIEWS | _Each | Iterator):
             raise TypeError(f"a value of type {type(items).__name__} is not a list")
         self.budget.spend(128)
-        return _Each(items, self.budget, 1 + parts)
+        return _Each(items, self.budget, parts)
 
     # -- text ----------------------------------------------------------------------------------------------
 
@@ -677,7 +755,7 @@ class _Guarded(ImmutableSandboxedEnvironment):
         raise TypeError(f"a value of type {type(value).__name__} cannot be printed")
 
     def _weigh(self, value: Any, indent: int = 0) -> None:
-        """Pays for the text of a value before it is made. Shared parts count each time, as they are printed."""
+        """Pays for the text of a value before it is made. Shared parts count each time."""
         stack = [(value, 1)]
         while stack:
             item, depth = stack.pop()
@@ -816,7 +894,7 @@ class _Guarded(ImmutableSandboxedEnvironment):
     def _length(self, value: Any) -> int:
         if isinstance(value, Undefined):
             return 0
-        if isinstance(value, str | _BOX) or isinstance(value, _VIEWS):
+        if isinstance(value, str | _BOX | _VIEWS):
             return len(value)
         return sum(1 for _ in self._each(value))
 
@@ -834,7 +912,9 @@ class _Guarded(ImmutableSandboxedEnvironment):
         items = value if isinstance(value, str | list | tuple) else self._list(value)
         return items[at] if items else self.undefined("the list is empty")
 
-    def _dictsort(self, value: Any, case_sensitive: bool = False, by: str = "key", reverse: bool = False) -> Any:
+    def _dictsort(
+        self, value: Any, case_sensitive: bool = False, by: str = "key", reverse: bool = False
+    ) -> Any:
         if isinstance(value, Undefined):
             self._undefined(value)
         if not isinstance(value, dict) or by not in ("key", "value"):

@@ -12,7 +12,7 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,7 +85,7 @@ class Tool:
 
 def tools_of(tools: "Sequence[Callable[..., Any] | Mapping[str, Any] | Tool]") -> tuple[Tool, ...]:
     """All tools of a request; a name may occur once."""
-    if isinstance(tools, str | Mapping) or callable(tools) or isinstance(tools, Tool):
+    if not isinstance(tools, Iterable) or isinstance(tools, str | bytes | Mapping) or callable(tools):
         raise TypeError("tools must be a list of functions or declarations")
     out = tuple(Tool.of(tool) for tool in tools)
     if len(out) > _MAX_TOOLS:

@@ -1,0 +1,43 @@
+"""The small trained model is right on pictures and sounds that nobody trained on, at BF16 and at Q8_0.
+
+Results are the same to the bit everywhere, so a share that holds once holds always.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gemmule
+from project_modules import load_module
+
+N = 200
+
+
+@pytest.fixture(scope="module", params=["BF16", "Q8_0"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> gemmule.Model:
+    path = tmp_path_factory.mktemp("demo") / f"{request.param}.gguf"
+    gemmule.convert(load_module("benchmarks/quality", "demo_model").FOLDER, path, type=request.param)
+    return gemmule.Model(path, n_ctx=1024)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["picture", "sound", "both"])
+def test_answers_on_what_it_never_saw(model: gemmule.Model, kind: str) -> None:
+    ask = load_module("benchmarks/quality", "demo_model").ASKS[kind]
+    rng = np.random.default_rng([77, len(kind)])
+    right = sum(ask(model, rng) for _ in range(N))
+    assert right >= 0.95 * N, f"{right} of {N}"
+
+
+def test_the_folder_is_small_and_complete() -> None:
+    folder: Path = load_module("benchmarks/quality", "demo_model").FOLDER
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 14_000_000
+    names = {path.relative_to(folder).as_posix() for path in files}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+    assert {"assistant/config.json", "assistant/model.safetensors"} <= names
+    template = Path(gemmule.__file__).parent / "_chat" / "gemma4.jinja"
+    assert (folder / "chat_template.jinja").read_text() == template.read_text()
