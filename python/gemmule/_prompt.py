@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gemmule._checks import is_whole
+from gemmule._checks import is_whole, whole
 from gemmule._errors import MediaError, UnsupportedError
 from gemmule._media.parts import Audio, Image, MediaPart, Video
 from gemmule._tokenizer import Tokenizer
@@ -124,7 +124,7 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self._media = media
         self._add_bos = add_bos
-        self._image_tokens = image_tokens
+        self._image_tokens = None if image_tokens is None else whole("image_tokens", image_tokens, 1, 1 << 14)
         self._ids: list[int] = []
         self._shown: list[str] = []
         self._held = ""  # text that may still grow before it is encoded

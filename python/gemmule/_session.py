@@ -140,7 +140,11 @@ class Session:
         """Edits the conversation; the next turn keeps what is still the same at its beginning."""
         from gemmule._chat.messages import normalize
 
-        self._messages = normalize(value) if value else ()
+        wanted = normalize(value) if value else ()
+        with self._model._lock:
+            self._idle()
+            self._close_stream()  # now, or its end would undo the edit
+            self._messages = wanted
 
     @overload
     def chat(
@@ -166,10 +170,10 @@ class Session:
         check_options("chat", options, ChatOptions)
         with self._model._lock:
             self._idle()
+            self._close_stream()  # what came of its answer belongs to the conversation
             history = self._model._conversation(self._messages, messages, options)
             request = self._model._chat_request(history, options)
             self._check_room(len(request.prompt), 0)
-            self._close_stream()
             request = self._continued(request)
 
             def keep(reply: Reply) -> None:

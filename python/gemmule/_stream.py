@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemmule import _core
 from gemmule._errors import Cancelled, Error, GrammarError
+from gemmule._prompt import count_of
 from gemmule._request import Request
 from gemmule._stop import StopMatcher
 from gemmule._types import Delta, Reply, Timings, TokenLogprob, Usage, context_warnings
@@ -56,6 +57,7 @@ class Stream:
         self._logprobs: list[TokenLogprob] = []
         self._warnings = list(request.warnings)
         self._cached = session.n_tokens
+        self._count = count_of(0, (*session._spans, *request.prompt.spans))  # media of the whole prompt
         self._n_prompt = 0  # prompt tokens really run
         self._n_thinking = 0  # answer tokens that were thinking
         self._error: Exception | None = None
@@ -126,7 +128,7 @@ class Stream:
         n_prompt, n_answer = self._n_prompt, len(self._tokens)
         model = self._session.model
         n_ctx = model.n_ctx if self._owns_session else self._n_ctx
-        count = self._request.prompt.count
+        count = self._count
         return Reply(
             text="".join(self._texts),
             tokens=tuple(self._tokens),

@@ -8,9 +8,11 @@ with byte fallback; no pre-tokenizer, nothing trimmed, no prefix space. A file m
 
 import gc
 import operator
+import re
 import threading
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -152,16 +154,40 @@ class Tokenizer:
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be str, not {type(text).__name__}")
-        engine = self._engine
         try:
-            with self._lock:  # the flag belongs to the shared object
-                engine.encode_special_tokens = not special
-                ids: list[int] = engine.encode(text, add_special_tokens=False).ids
+            ids = self._encoded(text) if special else self._encoded_plainly(text)
         except (UnicodeEncodeError, TypeError):
             raise ValueError("the text holds a lone surrogate, which no token can stand for") from None
         if add_bos and self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids
+
+    def _encoded(self, text: str, *, special: bool = True) -> list[int]:
+        engine = self._engine
+        with self._lock:  # the flag belongs to the shared object
+            engine.encode_special_tokens = not special
+            ids: list[int] = engine.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _encoded_plainly(self, text: str) -> list[int]:
+        """Without special tokens. A vocabulary may hold merges that spell one out of its characters; such a
+        spelling is cut in two, so that nobody can type what only a template may write.
+        """
+        ids = self._encoded(text, special=False)
+        if self._markup.isdisjoint(ids):
+            return ids
+        names = "|".join(re.escape(self._texts[i]) for i in sorted(self._markup.intersection(ids)))
+        cuts = [0, *(match.start() + 1 for match in re.finditer(names, text)), len(text)]
+        if len(cuts) == 2:  # spelled in a way that only the vocabulary knows
+            cuts = list(range(len(text) + 1))
+        return [i for start, end in pairwise(cuts) for i in self._encoded_plainly(text[start:end])]
+
+    @cached_property
+    def _markup(self) -> frozenset[int]:
+        """The tokens that only a template may write."""
+        kinds = (_CONTROL, _USER) if self.model == "gemma4" else (_CONTROL,)
+        names = self._texts
+        return frozenset(i for i in np.flatnonzero(np.isin(self._types, kinds)).tolist() if len(names[i]) > 1)
 
     @cached_property
     def _engine(self) -> "tokenizers.Tokenizer":

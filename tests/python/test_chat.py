@@ -191,6 +191,8 @@ def test_act_needs_functions(model: gemmule.Model) -> None:
     declaration = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     with pytest.raises(ValueError, match="'f' is only a declaration"):
         model.act("x", tools=[declaration])
+    with pytest.raises(TypeError, match="on_call must be a function"):
+        model.act("x", tools=[add], on_call=5)  # type: ignore[arg-type]
 
 
 def test_a_session_reads_only_the_new_turn(model: gemmule.Model, script: Script) -> None:
@@ -223,6 +225,16 @@ def test_a_session_gives_the_numbers_of_a_fresh_run(model: gemmule.Model) -> Non
     np.testing.assert_array_equal(again, model.logits(prompt))
 
 
+def test_usage_counts_the_media_of_the_whole_prompt(model: gemmule.Model, script: Script) -> None:
+    script("one<turn|>")
+    script("two<turn|>")
+    with model.session() as session:
+        first = session.chat("look", images=np.zeros((30, 30, 3), np.uint8), image_tokens=70).usage
+        second = session.chat("again").usage
+    assert second.cached_tokens > first.image_tokens > 0
+    assert second.image_tokens == first.image_tokens
+
+
 def test_an_answer_is_made_again(model: gemmule.Model, script: Script) -> None:
     script("one<turn|>")
     script("uno<turn|>")
@@ -244,6 +256,19 @@ def test_a_cancelled_answer_is_kept(model: gemmule.Model, script: Script) -> Non
         assert session.messages[-1].text == first
         script("four<turn|>")
         assert session.chat("go on").text
+
+
+def test_the_next_turn_keeps_what_an_open_stream_said(model: gemmule.Model, script: Script) -> None:
+    script("one two<turn|>three<turn|>")
+    with model.session() as session:
+        first = next(session.chat("hi", stream=True))
+        rest = session.chat("go on").text
+        assert [message.text for message in session.messages] == ["hi", first, "go on", rest]
+        stream = session.chat("more", stream=True)
+        next(stream)
+        session.messages = []
+        assert stream.reply.finish_reason == "cancelled"
+        assert session.messages == ()
 
 
 def test_a_turn_that_does_not_fit_changes_nothing(model: gemmule.Model, script: Script) -> None:
@@ -272,6 +297,9 @@ def test_a_session_has_its_own_system_message(model: gemmule.Model) -> None:
         ({"think": "yes"}, ValueError, "think"),
         ({"schema": {"type": "object"}, "regex": "a"}, ValueError, "schema"),
         ({"max_token": 1}, TypeError, "max_token"),
+        ({"tools": 5}, TypeError, "tools must be a list"),
+        ({"image_tokens": 0}, ValueError, "image_tokens must be"),
+        ({"image_tokens": "70"}, ValueError, "image_tokens must be"),
         ({"grammar": "start: ("}, gemmule.GrammarError, "grammar"),
     ],
 )

@@ -163,6 +163,11 @@ def test_wrong_grammars_say_why(grammar: str, message: str) -> None:
         grammar_of(grammar=grammar)
 
 
+def test_reasons_come_without_drawings() -> None:
+    with pytest.raises(GrammarError, match=r"regex parse error: \(\?:\(\) error: unclosed group$"):
+        grammar_of(regex="(")
+
+
 def chain(rule: str, body: str, end: str, count: int) -> str:
     lines = [f"start: {rule}0", *(f"{rule}{i}: {body.format(f'{rule}{i + 1}')}" for i in range(count))]
     return "\n".join([*lines, f"{rule}{count}: {end}"])

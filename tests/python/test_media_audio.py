@@ -205,6 +205,29 @@ def test_files_that_are_no_sound() -> None:
         prepare_audio(Audio(b"Hello, this is text."), SETTINGS)
 
 
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU"])
+def test_a_file_that_was_cut_off_is_reported(kind: str, tmp_path: Path) -> None:
+    data = sound_bytes(tone(2.0, 16000), 16000, kind, "PCM_16")
+    for cut, start, duration, words in [
+        (data[: len(data) // 2], 0, None, ["although 2.0 s"]),
+        (data[: len(data) // 2], 0.25, 0.5, []),
+        (data[: len(data) // 2], 0.5, 1.0, ["although 1.0 s"]),
+        (data, 0, None, []),
+    ]:
+        (tmp_path / "a").write_bytes(cut)
+        clips, notes = prepare_audio(Audio(tmp_path / "a", start=start, duration=duration), MediaSettings())
+        assert len(clips) == 1
+        assert len(notes) == len(words)
+        assert all(word in note for word, note in zip(words, notes, strict=True))
+
+
+def test_a_file_written_into_a_pipe_has_no_length() -> None:
+    data = bytearray(sound_bytes(tone(0.5, 16000), 16000, "WAV", "PCM_16"))
+    for unknown in (0xFFFFFFFF, 0x7FFFFFFF - 36):
+        data[40:44] = unknown.to_bytes(4, "little")
+        assert prepare_audio(Audio(bytes(data)), MediaSettings())[1] == []
+
+
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

@@ -94,7 +94,15 @@ def test_thinking(field: dict[str, Any], think: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"n": 2}, {"modalities": ["audio"]}, {"best_of": 3}, {"reasoning_effort": "max"}]
+    "field",
+    [
+        {"n": 2},
+        {"modalities": ["audio"]},
+        {"best_of": 3},
+        {"reasoning_effort": "max"},
+        {"chat_template_kwargs": 5},
+        {"stream_options": 5},
+    ],
 )
 def test_what_is_not_done_is_refused(field: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(field))):

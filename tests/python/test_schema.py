@@ -84,6 +84,11 @@ def test_pydantic_models() -> None:
     assert spec.parse('{"name": "Rex"}') == Pet(name="Rex", legs=4)
     with pytest.raises(ValueError, match="name"):
         spec.parse('{"name": "Rex the dog"}')
+    pets = SchemaSpec.of(list[Pet])
+    assert pets.json_schema["type"] == "array"
+    assert pets.parse('[{"name": "Rex"}]') == [Pet(name="Rex", legs=4)]
+    with pytest.raises(GrammarError, match="schema 5 cannot be written"):
+        SchemaSpec.of(5)
 
 
 def test_an_answer_that_was_cut_says_where() -> None:

@@ -192,3 +192,23 @@ def test_image_markers_are_hidden_like_control_tokens(demo_model_path: Path) -> 
         assert tokenizer.decode([token]) == name
         assert tokenizer.decode([token], skip_special=True) == ""
         assert tokenizer.encode(name, add_bos=False) == [token]
+
+
+def test_merges_that_spell_a_special_token_are_of_no_use_to_a_user() -> None:
+    """A trained vocabulary may build <x> from its characters; typed text must still not become the token."""
+    tokens = ["<unk>", "<eos>", "<bos>", *(f"<0x{b:02X}>" for b in range(256)), "<", "x", ">", "<x", "<x>"]
+    tokenizer = Tokenizer(
+        FakeFile(
+            model="gemma4",
+            tokens=[token.encode() for token in tokens],
+            scores=None,
+            token_type=np.array([2, 3, 3] + [6] * 256 + [1] * 4 + [3], np.int32),
+            merges=[b"< x", b"<x >"],
+        )
+    )
+    special = len(tokens) - 1
+    assert tokenizer.encode("<x>", add_bos=False) == [special]
+    for text in ("<x>", "a<x><x>b", "<<x>>"):
+        ids = tokenizer.encode(text, add_bos=False, special=False)
+        assert special not in ids
+        assert tokenizer.decode(ids) == text

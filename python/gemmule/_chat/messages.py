@@ -264,7 +264,7 @@ class _Reader:
         media = _KINDS.get(kind, kind) if isinstance(kind, str) else None
         if media not in _OPTIONS:
             raise ValueError(f"{where}.type is {kind!r}; use text, image_url, input_audio or input_video")
-        return [self._media(media, kind, part, where)]
+        return [self._media(media, str(kind), part, where)]
 
     def _media(self, kind: str, key: str, part: Mapping[str, Any], where: str) -> "MediaPart":
         holder: Mapping[str, Any] = part

@@ -54,6 +54,7 @@ def chat_options(request: Mapping[str, Any]) -> dict[str, Any]:
     """The options of Model.chat that an OpenAI request asks for. Throws ValueError naming the field."""
     if request.get("messages") is None:
         raise ValueError("messages is missing")
+    _mapping(request, "stream_options")
     for name, value in request.items():
         if name not in (*_SAME, *_IGNORED, *_OWN) and value is not None:
             if name not in _FIXED:

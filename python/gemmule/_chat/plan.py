@@ -2,11 +2,13 @@
 it must look like.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemmule._checks import whole
 from gemmule._errors import UnsupportedError
+from gemmule._media.parts import Image
 from gemmule._prompt import Prompt, PromptBuilder
 from gemmule._request import ChatOptions, Dialogue, GenerateOptions, Request, make_request
 
@@ -67,7 +69,21 @@ def conversation(before: "tuple[Message, ...]", messages: Any, options: ChatOpti
     empty = isinstance(messages, Sequence) and not len(messages)
     if empty and before and images is None and audio is None and videos is None:
         return before
-    return (*before, *normalize(messages, system=system, images=images, audio=audio, videos=videos))
+    new = normalize(messages, system=system, images=images, audio=audio, videos=videos)
+    tokens = options.get("image_tokens")
+    if tokens is not None:
+        tokens = whole("image_tokens", tokens, 1, 1 << 14)
+        new = tuple(_seen_at(message, tokens) for message in new)
+    return (*before, *new)
+
+
+def _seen_at(message: "Message", tokens: int) -> "Message":
+    """With the detail of its images settled, so that later turns see them as this one did."""
+    content = tuple(
+        dataclasses.replace(part, tokens=tokens) if isinstance(part, Image) and part.tokens is None else part
+        for part in message.content
+    )
+    return dataclasses.replace(message, content=content)
 
 
 def raw_request(model: "Model", rows: Prompt, options: GenerateOptions) -> Request:
@@ -115,7 +131,7 @@ def chat_request(model: "Model", history: "Sequence[Message]", options: ChatOpti
             f"the chat template of {model.info.path} leaves out images, sounds or videos; "
             "give them to generate, which needs no template"
         )
-    builder = PromptBuilder(tokenizer, model._media, image_tokens=options.get("image_tokens"))
+    builder = PromptBuilder(tokenizer, model._media)
     for piece in rendered.pieces:
         if isinstance(piece, Piece):
             builder.text(piece.text, special=piece.special)

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from gemmule._chat.schema_limits import MAX_BYTES
 from gemmule._chat.schema_normal import Schema, normalize
@@ -82,12 +82,18 @@ def _no_constant(text: str) -> float:
 
 
 def _pydantic_adapter(kind: Any) -> Any:
-    """pydantic's reading of a type around its models, such as list[Model]; None where it has none."""
+    """pydantic's reading of a type around its models, such as list[Model]; None where there are none."""
     pydantic = sys.modules.get("pydantic")  # whoever has a model has imported it
+    if pydantic is None or not _holds_model(kind):
+        return None
     try:
-        return None if pydantic is None else pydantic.TypeAdapter(kind)
+        return pydantic.TypeAdapter(kind)
     except Exception:
         return None
+
+
+def _holds_model(kind: Any) -> bool:
+    return hasattr(kind, "model_json_schema") or any(map(_holds_model, get_args(kind)))
 
 
 def _pydantic_schema(made: Callable[[], Schema], kind: Any) -> Schema:

@@ -452,7 +452,7 @@ def _from_json(reader: "_Reader", names: Sequence[str]) -> ParsedCall:
         value = value["function"]
     if isinstance(value, dict):
         name = next((value[key] for key in ("name", "function", "tool", "tool_name") if key in value), None)
-        arguments = next(
+        arguments: Any = next(
             (value[key] for key in ("arguments", "parameters", "args", "input") if key in value), {}
         )
         if isinstance(arguments, str):

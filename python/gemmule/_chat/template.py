@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, cmp_to_key
 from types import BuiltinMethodType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from gemmule._errors import FormatError, MissingExtraError
 
@@ -260,7 +260,7 @@ class _Rewriter(NodeTransformer):
     def visit_For(self, node: nodes.For) -> nodes.Node:
         parts = sum(len(output.nodes) for output in node.find_all(nodes.Output))
         self.generic_visit(node)
-        node.iter = _guard(node.iter, "each of", nodes.Const(parts))
+        node.iter = _guard(cast(nodes.Expr, node.iter), "each of", nodes.Const(parts))
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
@@ -269,7 +269,8 @@ class _Rewriter(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
-        left, out = node.expr, None
+        left = node.expr
+        out: nodes.Expr | None = None
         for operand in node.ops:
             test = _guard(left, "compared by", nodes.Const(operand.op), operand.expr)
             out = test if out is None else nodes.And(out, test, lineno=node.lineno)
@@ -331,9 +332,9 @@ class _Each:
             yield item
 
 
-_BOX = list | tuple | dict
+_BOX: Any = list | tuple | dict
 _SCALAR = str | int | float | bool | None
-_VIEWS = type({}.items()) | type({}.keys()) | type({}.values()) | range
+_VIEWS: Any = type({}.items()) | type({}.keys()) | type({}.values()) | range
 _OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "eq": operator.eq,
     "ne": operator.ne,
@@ -443,7 +444,7 @@ class _Guarded(ImmutableSandboxedEnvironment):
             cache_size=0,
         )
         self._local = threading.local()
-        self.concat = self._concat  # type: ignore[assignment,method-assign]
+        self.concat = self._concat  # type: ignore[method-assign]
         self.globals = {
             "range": self._range,
             "namespace": self._namespace,
@@ -669,7 +670,7 @@ class _Guarded(ImmutableSandboxedEnvironment):
             raise SecurityError("a format other than %s and %d")
         values = tuple(values) if isinstance(values, list | tuple) else (values,)
         return "".join(
-            "%" if part == "%%" else next(rest) if part in ("%s", "%d") else part  # type: ignore[call-overload]
+            "%" if part == "%%" else next(rest) if part in ("%s", "%d") else part
             for rest in [iter([self._text_of(value) for value in values])]
             for part in re.split(r"(%[sd%])", text)
         )
@@ -789,9 +790,9 @@ class _Guarded(ImmutableSandboxedEnvironment):
         if attribute is not None:
             items = [self.getitem(item, attribute) for item in self._each(items)]
         texts = [self._text_of(item) for item in self._each(items)]
-        gap = self._text_of(gap)
-        self.budget.spend(sum(map(_bytes, texts)) + _bytes(gap) * len(texts))
-        return gap.join(texts)
+        between: str = self._text_of(gap)
+        self.budget.spend(sum(map(_bytes, texts)) + _bytes(between) * len(texts))
+        return between.join(texts)
 
     # -- filters -------------------------------------------------------------------------------------------
 
@@ -944,7 +945,7 @@ class _Guarded(ImmutableSandboxedEnvironment):
 
         def order(a: Any, b: Any) -> int:
             self.budget.tick()
-            return (a[0] > b[0]) - (a[0] < b[0])
+            return int(a[0] > b[0]) - int(a[0] < b[0])
 
         pairs = sorted([(key(item), item) for item in items], key=cmp_to_key(order), reverse=reverse)
         return [item for _, item in pairs]

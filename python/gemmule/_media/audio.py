@@ -11,6 +11,7 @@ lie between frames of a token (640 samples), so no frame changes and the clips t
 
 import hashlib
 import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ _FIX = "save it again as WAV, FLAC or MP3"
 _OGG_OTHERS = (b"\x80theora", b"Speex   ")  # Ogg streams that libsndfile does not read, FFmpeg does
 _BLOCK_VALUES = 1 << 18  # samples over all channels that are decoded at once
 _MAX_PEAK = 32.0  # full scale is 1; what is far above are integers that nobody scaled
+_CUT_CHUNK = re.compile(r"(?m)^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)")  # libsndfile's log
+_UNKNOWN_SIZE = 0x7FF00000
 _EDGE_FRAMES = 3  # frames on each side of a cut whose energy counts
 
 
@@ -69,12 +72,15 @@ class Clip:
 
 @dataclass
 class SampleStream:
-    """Decoded sound: its rate, the frames announced (None: unknown) and blocks float32 [n, channels]."""
+    """Decoded sound: its rate, the frames announced (None: unknown) and blocks float32 [n, channels].
+    `lost`: frames that the header speaks of beyond the end of the file.
+    """
 
     rate: int
     channels: int
     announced: int | None
     blocks: Iterator[Samples]
+    lost: int = 0
 
 
 def prepare_audio(part: Audio, settings: MediaSettings) -> tuple[list[PreparedAudio], list[str]]:
@@ -146,7 +152,17 @@ def _of_sound_file(sound: "soundfile.SoundFile", clip: Clip, name: str) -> Sampl
             yield block
 
     left = None if announced is None else announced - first
-    return SampleStream(rate, channels, left, blocks())
+    return SampleStream(rate, channels, left, blocks(), _lost_frames(sound))
+
+
+def _lost_frames(sound: "soundfile.SoundFile") -> int:
+    """How many frames of a WAV or AIFF file are missing; libsndfile itself only reads what is there."""
+    found = _CUT_CHUNK.search(sound.extra_info)
+    if found is None:
+        return 0
+    said, there, frames = int(found[1]), int(found[2]), int(sound.frames)
+    # A program that wrote into a pipe did not know the size and left the largest.
+    return 0 if said >= _UNKNOWN_SIZE or there <= 0 else max(0, frames * said // there - frames)
 
 
 def _of_array(array: NDArray[Any], rate: int | None, clip: Clip, name: str) -> SampleStream:
@@ -232,6 +248,8 @@ def collect(
             break
     if n == 0:
         raise MediaError(f"{name} holds no sound (0 samples); record or export it again")
+    if stream.lost and (wanted is None or n < wanted):
+        promised = min(n + stream.lost, wanted or n + stream.lost)
     if promised > n:
         notes.append(f"{name} ends after {n / rate:.1f} s, although {promised / rate:.1f} s were expected")
     return resampler.finish(-(-n * out_rate // rate))

@@ -143,21 +143,28 @@ def _opened(part: Image, *, pixels: bool = True) -> Iterator[_Canvas]:
             yield _picture_canvas(part.src, part.name, pixels=pixels)
         return
 
-    from io import BytesIO
-
-    import PIL.Image
-
     data = limits.read_source(part)
     _check_header(data, part.name)
-    with (
-        limits.decoding(part.name, "image", _FIX),
-        PIL.Image.open(BytesIO(data), formats=_FORMATS) as picture,
-    ):
+    with limits.decoding(part.name, "image", _FIX), _picture(data, part.name) as picture:
         # Pillow decodes a PNG to find an orientation; most have none anywhere.
         plain = picture.format == "PNG" and not any(
             mark in data for mark in (b"eXIf", b"com.adobe.xmp", b"Raw profile type exif")
         )
         yield _picture_canvas(picture, part.name, pixels=pixels, plain=plain)
+
+
+def _picture(data: bytes, name: str) -> "PIL.Image.Image":
+    from io import BytesIO
+
+    import PIL.Image
+
+    try:
+        return PIL.Image.open(BytesIO(data), formats=_FORMATS)
+    except PIL.Image.DecompressionBombError:  # Pillow's limit is higher than ours
+        raise MediaError(
+            f"{name} has more than the {limits.MAX_PIXELS / 1e6:.0f} million pixels that are read; "
+            "make it smaller"
+        ) from None
 
 
 def _check_header(data: bytes, name: str) -> None:

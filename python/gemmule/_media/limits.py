@@ -210,5 +210,6 @@ def decoding(name: str, kind: str, fix: str) -> Iterator[None]:
     except MemoryError:
         raise MediaError(f"{name} needs more memory than there is; make the {kind} smaller") from None
     except Exception as error:  # decoders of hostile bytes raise anything: struct.error, SyntaxError, ...
-        reason = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "it", str(error))).strip(" .")
+        reason = re.sub(r"<[^>]*>", "it", re.sub(r"^\[Errno \d+\] |: '<[^>]*>'$", "", str(error)))
+        reason = re.sub(r"\s+", " ", reason).strip(" .")
         raise MediaError(f"{name} cannot be read ({reason[:120] or type(error).__name__}); {fix}") from None
