@@ -8,14 +8,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
 import gemmule
+from gemmule._chat.act import answer_calls
 from gemmule._chat.plan import template_of
+from gemmule._chat.render import render
 from gemmule._chat.template import ChatTemplate
+from gemmule._chat.tools import tools_of
 from gemmule._session import Session
 from media_model import write_tiny_12b
 
@@ -47,6 +51,12 @@ def script(model: gemmule.Model, monkeypatch: pytest.MonkeyPatch) -> Script:
 
     monkeypatch.setattr(Session, "_sample", sample)
     return say
+
+
+@dataclass
+class Weather:
+    sky: str
+    degrees: int
 
 
 def add(a: int, b: int) -> int:
@@ -177,6 +187,25 @@ def test_act_tells_the_model_what_went_wrong(model: gemmule.Model, script: Scrip
     results: list[str] = []
     reply = model.act("x", tools=[fail], on_call=lambda call: results.append(call.name) or len(results) < 2)
     assert reply.text == "Sorry."
+
+
+def test_results_go_back_in_the_models_own_form() -> None:
+    def weather(city: str) -> Weather:
+        """The weather."""
+        return Weather("sunny", 21)
+
+    def names(a: int) -> list[str]:
+        """Some names."""
+        return ["x", "y"]
+
+    calls = [gemmule.ToolCall("weather", {"city": "Paris"}, "1"), gemmule.ToolCall("names", {"a": 1}, "2")]
+    first, second = answer_calls(calls, tools_of([weather, names]))
+    assert first.response == {"sky": "sunny", "degrees": 21}
+    assert (first.tool_call_id, first.name) == ("1", "weather")
+    assert (second.text, second.response) == ('["x","y"]', None)
+    asked = gemmule.Message("assistant", tool_calls=tuple(calls))
+    text = render([gemmule.Message("user", ("?",)), asked, first, second]).text
+    assert 'response:weather{degrees:21,sky:<|"|>sunny<|"|>}' in text
 
 
 def test_act_stops_after_its_rounds(model: gemmule.Model, script: Script) -> None:

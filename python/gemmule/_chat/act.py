@@ -64,17 +64,12 @@ def answer_calls(
 ) -> list[Message]:
     """Runs each call; one tool message for each, in order. What goes wrong is told to the model."""
     by_name = {tool.name: tool for tool in tools}
-    return [
-        Message(
-            "tool", (_result(call, by_name.get(call.name), on_call),), tool_call_id=call.id, name=call.name
-        )
-        for call in calls
-    ]
+    return [_message(call, _result(call, by_name.get(call.name), on_call)) for call in calls]
 
 
 def _result(
     call: "ToolCall", tool: "Tool | None", on_call: "Callable[[ToolCall], bool | None] | None"
-) -> str:
+) -> Any:
     if tool is None:
         return f"error: there is no tool named {call.name}"
     if on_call is not None and on_call(call) is False:
@@ -85,19 +80,21 @@ def _result(
             import asyncio
 
             value = asyncio.run(value)
-        return _text(value)
+        return value
     except (Cancelled, MemoryError):
         raise
     except Exception as error:  # the model can often do better with the message
         return f"error: {type(error).__name__}: {error}"
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
+def _message(call: "ToolCall", value: Any) -> Message:
+    """A result as the conversation holds it: text, and named values where the function returned such."""
     import msgspec
 
     try:
-        return msgspec.json.encode(value).decode()
-    except TypeError:
-        return str(value)
+        plain = msgspec.to_builtins(value)
+        text = plain if isinstance(plain, str) else msgspec.json.encode(plain).decode()
+    except (TypeError, ValueError, RecursionError):
+        plain = text = str(value)
+    named = isinstance(plain, dict) and all(isinstance(key, str) for key in plain)
+    return Message("tool", (text,), tool_call_id=call.id, name=call.name, response=plain if named else None)
