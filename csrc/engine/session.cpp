@@ -170,9 +170,9 @@ int64_t Session::valid_before(int64_t pos) const {
 std::span<const float> Session::logits(const StopToken* stop) {
   if (tokens_.empty()) throw std::invalid_argument("the session is empty; append a token first");
   if (logits_.empty()) {  // after a rewind or a cancelled call
-    int64_t last = n_tokens() - 1;
-    if (!media_.empty() && media_.back().is_block && media_.back().end() > last) last = media_.back().first;
-    n_stored_ = valid_before(last);
+    // The last row is enough, also where it ends a block: the keys and values of the others, which saw it,
+    // stay.
+    n_stored_ = valid_before(n_tokens() - 1);
     if (n_stored_ == 0) kv_.clear();
     run_rows(held_from(n_stored_), stop, {}, nullptr, {});
   }

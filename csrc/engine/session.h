@@ -56,7 +56,7 @@ class Session {
   }
 
   // logits of the last token [n_vocab]; throws Error on an empty session.
-  // After a rewind the last token is run again first, with its whole block where it is in one.
+  // After a rewind the last token is run again first.
   std::span<const float> logits(const StopToken* stop = nullptr);
 
   Sampled sample(Sampler& sampler, size_t n_prompt, std::span<const uint32_t> mask = {});
@@ -96,8 +96,8 @@ class Session {
   KvCache kv_;
   std::vector<int32_t> tokens_;
   std::vector<MediaRows> media_;  // of tokens_, by position, ascending
-  // Tokens whose keys and values are valid; less than tokens_.size() after a deep rewind. Never inside a
-  // block.
+  // Tokens whose keys and values are valid; less than tokens_.size() after a deep rewind. Inside a
+  // block only where its last row is all that is to be run again.
   int64_t n_stored_ = 0;
   std::vector<int64_t> positions_;        // of the rows of a step
   std::vector<Batch::Media> step_media_;  // of a step

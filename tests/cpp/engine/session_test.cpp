@@ -371,6 +371,20 @@ TEST_CASE("a rewind over images continues as if the dropped ones had never been"
   }
 }
 
+TEST_CASE("sound that a rewind has cut stays cut when the tokens are read again") {
+  const auto model = load(kModels[1], {.n_ubatch = 8});
+  const auto tokens = some_tokens(*model, 600);
+  const std::vector<MediaRows> media = {some_media(*model, 40, 20, false)};
+  const std::vector<MediaRows> cut = {some_media(*model, 40, 5, false)};
+  Session session(model, 1024, DType::F16), fresh(model, 1024, DType::F16);
+  append_part(session, tokens, media, 0, 60);
+  session.rewind(45);
+  append_part(session, tokens, {}, 45, 600);
+  session.rewind(300);  // far behind the window: everything is read again
+  append_part(fresh, tokens, cut, 0, 300);
+  CHECK(same_bits(session.logits(), fresh.logits()));
+}
+
 TEST_CASE("a rewind into a block is refused with the positions that work") {
   const auto model = load(kModels[1]);
   const auto tokens = some_tokens(*model, 100);
