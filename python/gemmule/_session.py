@@ -177,7 +177,9 @@ class Session:
             request = self._continued(request)
 
             def keep(reply: Reply) -> None:
-                self._messages = (*history, reply.message)
+                said = reply.text or reply.thinking or reply.tool_calls
+                nothing_yet = reply.finish_reason == "cancelled" and not said
+                self._messages = history if nothing_yet else (*history, reply.message)
 
             running = self._start(request, on_end=keep)
         return running if stream else running.reply

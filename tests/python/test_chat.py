@@ -300,6 +300,21 @@ def test_the_next_turn_keeps_what_an_open_stream_said(model: gemmule.Model, scri
         assert session.messages == ()
 
 
+def test_a_turn_cancelled_before_its_first_word_leaves_the_question(model: gemmule.Model) -> None:
+    stop = gemmule.StopToken()
+    stop.cancel()
+    with model.session() as session:
+        assert session.chat("hi", cancel=stop).finish_reason == "cancelled"
+        assert [message.role for message in session.messages] == ["user"]
+
+
+def test_parts_alone_are_one_message(model: gemmule.Model) -> None:
+    picture = gemmule.Image(np.zeros((30, 30, 3), np.uint8), tokens=70)
+    prompt = model.render(["what is ", picture, " this?"])
+    assert prompt.text.count("<|turn>user") == 1
+    assert prompt.count.image > 0
+
+
 def test_a_turn_that_does_not_fit_changes_nothing(model: gemmule.Model, script: Script) -> None:
     script("one<turn|>")
     script("two<turn|>")

@@ -13,7 +13,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from gemmule._errors import MediaError
 
@@ -137,7 +137,7 @@ def normalize(
     videos: Any = None,
     allow_files: bool = True,
 ) -> tuple[Message, ...]:
-    """The messages in one form. A str is one user message.
+    """The messages in one form. A str is one user message, and so is a list of text and media.
 
     `images`, `videos`, `audio` (one or several each) go, in this order, before the content of the last user
     message. With `allow_files=False` only data: URIs and base64 text name media, never a path.
@@ -148,6 +148,10 @@ def normalize(
         messages = [messages]
     if not isinstance(messages, Sequence) or isinstance(messages, bytes | bytearray):
         raise TypeError(f"messages must be text or a list of messages, not {type(messages).__name__}")
+    if any(_is_media(part) for part in messages) and all(
+        isinstance(p, str) or _is_media(p) for p in messages
+    ):
+        messages = [Message("user", cast("tuple[str | MediaPart, ...]", tuple(messages)))]
     out: list[Message] = []
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
