@@ -381,3 +381,11 @@ def test_the_error_names_the_template() -> None:
         gemmule.FormatError, match=r"m\.gguf: the chat template refuses this conversation: no system role"
     ):
         render(normalize("Hi"), template=template)
+
+
+def test_a_result_must_answer_a_call_that_was_made() -> None:
+    asked = Message("assistant", tool_calls=(ToolCall("f", {}, "a"),))
+    wrong = [Message("user", ("?",)), asked, Message("tool", ("1",), tool_call_id="b")]
+    with pytest.raises(ValueError, match=r"messages\[2\] answers the call 'b'.*its calls are 'a'"):
+        render(wrong)
+    assert render([*wrong[:2], Message("tool", ("1",), tool_call_id="a")]).text

@@ -94,14 +94,19 @@ def render(
 
 
 def _check_results(messages: Sequence[Message]) -> None:
-    """A tool result must follow the calls it answers; templates drop any other without a word."""
-    calling = False
+    """A tool result must answer one of the calls right before it; templates drop any other without a word."""
+    calls: set[str] = set()
     for i, message in enumerate(messages):
         if message.role != "tool":
-            calling = bool(message.tool_calls)
-        elif not calling:
+            calls = {call.id for call in message.tool_calls}
+        elif not calls:
             raise ValueError(
                 f"messages[{i}] is a tool result, but no assistant message with tool_calls precedes it"
+            )
+        elif message.tool_call_id is not None and message.tool_call_id not in calls:
+            raise ValueError(
+                f"messages[{i}] answers the call {message.tool_call_id!r}, which the assistant message before "
+                f"it did not make; its calls are {', '.join(map(repr, sorted(calls)))}"
             )
 
 
