@@ -5,6 +5,7 @@ Results are the same to the bit everywhere, so a share that holds once holds alw
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +42,12 @@ def test_the_folder_is_small_and_complete() -> None:
     assert {"assistant/config.json", "assistant/model.safetensors"} <= names
     template = Path(gemmule.__file__).parent / "_chat" / "gemma4.jinja"
     assert (folder / "chat_template.jinja").read_text() == template.read_text()
+
+
+def test_nobody_can_type_a_marker() -> None:
+    """The vocabulary was trained on dialogues with markers; no merge may rebuild one from its characters."""
+    vocabulary = json.loads(
+        (load_module("benchmarks/quality", "demo_model").FOLDER / "tokenizer.json").read_text()
+    )
+    special = {token["content"] for token in vocabulary["added_tokens"]}
+    assert special.isdisjoint("".join(merge) for merge in vocabulary["model"]["merges"])

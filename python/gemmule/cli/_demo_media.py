@@ -36,9 +36,10 @@ def media_model() -> Path:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise ModelNotFoundError(f"this installation lacks the small model: there is no {weights}")
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
-    target = cache_dir() / "demo" / f"gemmule-tiny-{__version__}-{digest}.gguf"
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(path.read_bytes())
+    target = cache_dir() / "demo" / f"gemmule-tiny-{__version__}-{digest.hexdigest()[:12]}.gguf"
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         drafter = folder / "assistant"
@@ -70,11 +71,7 @@ def _steps(folder: Path) -> list[_Step]:
 
     from gemmule._demo import world
 
-    form = {
-        "type": "object",
-        "properties": {"colour": {"enum": list(world.COLOURS)}, "shape": {"enum": list(world.SHAPES)}},
-        "required": ["colour", "shape"],
-    }
+    form = {"enum": [world.describe_figure(c, s).capitalize() for c in world.COLOURS for s in world.SHAPES]}
     rng = np.random.default_rng(_SEED)
     star, ring, beeps = folder / "star.png", folder / "ring.png", folder / "beeps.wav"
     world.draw_figure("red", "star", rng, (320, 240)).save(star)
@@ -86,7 +83,7 @@ def _steps(folder: Path) -> list[_Step]:
         _Step("A picture and a sound in one message", "What do you see and hear?", (ring, beeps)),
         _Step("Thinking first", "What is in the picture?", (ring,), {"think": True}),
         _Step("A tool: a Python function", "What is the weather in Paris?", (), {}, (get_weather,)),
-        _Step("An answer of a given form", "What is in the picture?", (star,), {"schema": form}),
+        _Step("An answer of a given form", "Name the colour and the shape.", (star,), {"schema": form}),
     ]
 
 
