@@ -105,8 +105,8 @@ def _check_results(messages: Sequence[Message]) -> None:
             )
         elif message.tool_call_id is not None and message.tool_call_id not in calls:
             raise ValueError(
-                f"messages[{i}] answers the call {message.tool_call_id!r}, which the assistant message before "
-                f"it did not make; its calls are {', '.join(map(repr, sorted(calls)))}"
+                f"messages[{i}] answers the call {message.tool_call_id!r}, which the assistant message "
+                f"before it did not make; its calls are {', '.join(map(repr, sorted(calls)))}"
             )
 
 
