@@ -51,3 +51,12 @@ def test_nobody_can_type_a_marker() -> None:
     )
     special = {token["content"] for token in vocabulary["added_tokens"]}
     assert special.isdisjoint("".join(merge) for merge in vocabulary["model"]["merges"])
+
+
+def test_the_drafter_inside_the_folder_is_found(tmp_path: Path) -> None:
+    report = gemmule.convert(
+        load_module("benchmarks/quality", "demo_model").FOLDER, tmp_path / "m.gguf", type="BF16"
+    )
+    assert set(report.sections) == {"mmproj", "drafter"}
+    with gemmule.Model(report.path) as model:
+        assert model.info.has_drafter

@@ -48,8 +48,9 @@ def load_checkpoint(
 ) -> Bundle:
     """Describe the file that `folder` becomes.
 
-    `drafter`: the folder of the matching assistant, None for none, or "auto" for one beside `folder` whose
-    name ends in "-assistant" and which fits. `vision` and `audio` say whether those parts are wanted.
+    `drafter`: the folder of the matching assistant, None for none, or "auto" for one that fits: `assistant`
+    inside `folder`, or one beside it whose name ends in "-assistant". `vision` and `audio` say whether those
+    parts are wanted.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -361,11 +362,11 @@ def _find_drafter(
     if config.text.family != "gemma4":
         return None
     folder = folder.resolve()
-    exact = folder.with_name(folder.name + "-assistant")
-    if (exact / "config.json").is_file():
-        if (reason := _misfit(exact, config)) is None:
-            return exact
-        warnings.append(f"{exact}: lies beside the model but is not its drafter ({reason})")
+    for exact in (folder / "assistant", folder.with_name(folder.name + "-assistant")):
+        if (exact / "config.json").is_file():
+            if (reason := _misfit(exact, config)) is None:
+                return exact
+            warnings.append(f"{exact}: lies beside the model but is not its drafter ({reason})")
     try:
         others = sorted(path for path in folder.parent.iterdir() if path.name.endswith("-assistant"))
     except OSError:

@@ -42,8 +42,7 @@ def media_model() -> Path:
     target = cache_dir() / "demo" / f"gemmule-tiny-{__version__}-{digest.hexdigest()[:12]}.gguf"
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        drafter = folder / "assistant"
-        convert(folder, target, type="BF16", overwrite=True, drafter=drafter if drafter.is_dir() else "auto")
+        convert(folder, target, type="BF16", overwrite=True)
     return target
 
 
