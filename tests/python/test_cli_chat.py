@@ -355,11 +355,13 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
-    def end(self) -> int:
+    def end(self, seconds: float = 30.0) -> int:
+        end = time.monotonic() + seconds
         try:
-            while os.read(self.master, 65536):
-                pass
-        except OSError:
+            while time.monotonic() < end:
+                if select.select([self.master], [], [], 0.1)[0] and not os.read(self.master, 65536):
+                    break
+        except OSError:  # the other side is closed
             pass
         code = self.process.wait(timeout=30)
         os.close(self.master)
@@ -397,6 +399,7 @@ def test_ctrl_c_keeps_the_partial_answer(tmp_path: Path, term: str) -> None:
         terminal.expect(">>>")
         terminal.type("\x03")
         terminal.expect("leaves")
+        terminal.expect(">>>")
         terminal.type("\x04")
         assert terminal.end() == 0
     (exchange,) = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))["exchanges"]
@@ -455,13 +458,14 @@ def test_the_terminal_is_asked_before_a_tool_runs(tmp_path: Path) -> None:
         terminal.expect(">>>")
         terminal.type("add\r")
         terminal.expect("the tool said 5")
+        terminal.expect(">>>")
         terminal.type("\x04")
         assert terminal.end() == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
 def test_a_real_model_is_stopped_and_goes_on(tmp_path: Path, tiny_gemma4_path: Path) -> None:
-    command = ["chat", str(tiny_gemma4_path), "--seed", "1", "--ctx", "1k"]
+    command = ["chat", str(tiny_gemma4_path), "--seed", "1", "--ctx", "64k"]  # not soon full
     with Terminal(tmp_path, *command, module="gemmule") as terminal:
         terminal.expect(">>>")
         terminal.type("hello there\r")
@@ -480,5 +484,6 @@ def test_a_real_model_is_stopped_and_goes_on(tmp_path: Path, tiny_gemma4_path: P
         terminal.expect(">>>")
         terminal.type("/status\r")
         terminal.expect("3 completion tokens; finish length, seed 1")
+        terminal.expect(">>>")
         terminal.type("\x04")
         assert terminal.end() == 0
