@@ -465,7 +465,7 @@ def test_the_terminal_is_asked_before_a_tool_runs(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
 def test_a_real_model_is_stopped_and_goes_on(tmp_path: Path, tiny_gemma4_path: Path) -> None:
-    command = ["chat", str(tiny_gemma4_path), "--seed", "1", "--ctx", "64k"]  # not soon full
+    command = ["chat", str(tiny_gemma4_path), "--seed", "1", "--ctx", "64k", "--temperature", "0"]
     with Terminal(tmp_path, *command, module="gemmule") as terminal:
         terminal.expect(">>>")
         terminal.type("hello there\r")
