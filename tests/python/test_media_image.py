@@ -18,6 +18,7 @@ from PIL import Image as PillowImage
 from PIL import ImageOps
 
 from gemmule._errors import MediaError
+from gemmule._media import limits
 from gemmule._media.image import image_size, load_image, prepare_image, resize, target_size
 from gemmule._media.parts import Image
 from gemmule._media.settings import MediaSettings
@@ -272,3 +273,16 @@ def test_arrays() -> None:
 def test_arrays_that_are_no_picture(array: Any, words: str) -> None:
     with pytest.raises(MediaError, match=words):
         prepare_image(Image(array), None, SETTINGS)
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 50}, {"quality": 50, "alpha": True}])
+def test_webp_has_a_smaller_limit(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    """Its decoder takes 16 bytes for each pixel; the size is read before anything is allocated."""
+    mode = "RGBA" if options.pop("alpha", False) else "RGB"
+    buffer = BytesIO()
+    PillowImage.new(mode, (70, 30), (10, 200, 30, 90)[: len(mode)]).save(buffer, "WEBP", **options)
+    monkeypatch.setattr(limits, "MAX_WEBP_PIXELS", 70 * 30)
+    assert load_image(Image(buffer.getvalue())).shape == (30, 70, 3)
+    monkeypatch.setattr(limits, "MAX_WEBP_PIXELS", 70 * 30 - 1)
+    with pytest.raises(MediaError, match="30 x 70 pixels"):
+        load_image(Image(buffer.getvalue()))

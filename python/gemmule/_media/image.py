@@ -173,22 +173,31 @@ def _check_header(data: bytes, name: str) -> None:
     if found not in _FORMATS:
         what = f"is a {found} picture" if found else "is no picture of a known format"
         raise MediaError(f"{name} {what}; convert it to PNG, JPEG, WebP, GIF, BMP or TIFF")
-    if found == "WEBP" and data[12:16] == b"VP8X" and len(data) >= 30:
-        width = int.from_bytes(data[24:27], "little") + 1
-        height = int.from_bytes(data[27:30], "little") + 1
-        _check_pixels(height, width, name)
+    if found == "WEBP" and len(data) >= 30:
+        _check_pixels(*_webp_size(data), name, limits.MAX_WEBP_PIXELS)
 
 
-def _check_pixels(height: int, width: int, name: str) -> None:
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """(height, width) by the header of a WebP file's first chunk: extended, lossless or lossy."""
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[27:30], "little") + 1, int.from_bytes(data[24:27], "little") + 1
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+    return int.from_bytes(data[28:30], "little") & 0x3FFF, int.from_bytes(data[26:28], "little") & 0x3FFF
+
+
+def _check_pixels(height: int, width: int, name: str, most: int | None = None) -> None:
+    most = limits.MAX_PIXELS if most is None else most
     if height < 1 or width < 1:
         raise MediaError(f"{name} is {height} x {width} pixels; give a picture with at least one")
     if max(height, width) > limits.MAX_SIDE:
         raise MediaError(
             f"{name} is {height} x {width} pixels; a side has at most {limits.MAX_SIDE}, so crop it"
         )
-    if height * width > limits.MAX_PIXELS:
+    if height * width > most:
         raise MediaError(
-            f"{name} is {height} x {width} pixels; at most {limits.MAX_PIXELS / 1e6:.0f} million are read, "
+            f"{name} is {height} x {width} pixels; at most {most / 1e6:.0f} million are read, "
             "so make it smaller"
         )
 

@@ -33,6 +33,7 @@ __all__ = [
     "MAX_PIXELS",
     "MAX_SIDE",
     "MAX_VIDEO_SECONDS",
+    "MAX_WEBP_PIXELS",
     "MIN_AUDIO_RATE",
     "BoundedReader",
     "decoding",
@@ -44,6 +45,7 @@ MAX_BYTES = 32 << 20  # an encoded image, and sound or video handed over as byte
 MAX_FILE_BYTES = 512 << 20  # a sound or video file, which is read piece by piece
 
 MAX_PIXELS = 50 << 20
+MAX_WEBP_PIXELS = 12 << 20  # its decoder takes 16 bytes for each pixel
 # The longest side a JPEG can have. It bounds the filter tables of the resize, and lets pass every ratio that
 # the resize rule itself handles (1 x 10000): the result never exceeds the token budget, whatever the ratio.
 MAX_SIDE = 65_535
