@@ -98,50 +98,29 @@ class Request:
 def make_request(
     model: "Model",
     prompt: Prompt,
+    options: GenerateOptions,
     *,
-    max_tokens: int | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repeat_penalty: float | None = None,
-    presence_penalty: float | None = None,
-    frequency_penalty: float | None = None,
-    logit_bias: Mapping[int, float] | None = None,
-    seed: int | None = None,
-    stop: str | Iterable[str] | None = None,
-    logprobs: int | None = None,
-    cancel: _core.StopToken | None = None,
-    progress: Progress | None = None,
     schema: "SchemaSpec | None" = None,
     make_constraint: "Callable[[], Constraint] | None" = None,
     dialogue: Dialogue | None = None,
     warnings: tuple[str, ...] = (),
 ) -> Request:
-    """Checks the options and fills in the defaults."""
+    """Checks the options that concern sampling and ending, and fills in the defaults. Others are not read."""
+    max_tokens, logprobs = options.get("max_tokens"), options.get("logprobs")
+    cancel, progress = options.get("cancel"), options.get("progress")
     if max_tokens is not None:
         max_tokens = whole("max_tokens", max_tokens, 0, 2**63)
     if logprobs is not None:
         logprobs = whole("logprobs", logprobs, 0, 100)
     check_callbacks(cancel, progress)
-    params = SamplingParams.resolve(
-        model._sampling_defaults,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repeat_penalty=repeat_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=logit_bias,
-        seed=seed,
-    )
+    sampling: dict[str, Any] = {name: options.get(name) for name in SamplingParams.names()}
+    params = SamplingParams.resolve(model._sampling_defaults, **sampling)
     model.tokenizer.check_ids(params.logit_bias)
     return Request(
         prompt,
         params,
         max_tokens,
-        _stops(stop),
+        _stops(options.get("stop")),
         logprobs,
         cancel,
         progress,

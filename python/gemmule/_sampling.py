@@ -7,7 +7,7 @@ temperature 0 is greedy; top_k 0 and top_p 1 switch those filters off.
 import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from gemmule._checks import real, whole
@@ -51,6 +51,11 @@ class SamplingParams:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of all settings."""
+        return tuple(entry.name for entry in fields(cls))
 
     @classmethod
     def resolve(

@@ -322,3 +322,22 @@ def test_a_list_of_tools() -> None:
     for wrong in (google, BARE, "google"):
         with pytest.raises(TypeError, match="must be a list"):
             tools_of(wrong)  # type: ignore[arg-type]
+
+
+class Opaque:
+    """Nothing that JSON could hold."""
+
+
+def test_an_argument_that_json_cannot_hold_names_its_tool_and_place() -> None:
+    def f(x: Any) -> str:
+        return "never"
+
+    tool = dataclasses.replace(Tool.of(f), function=_takes_opaque)
+    with pytest.raises(
+        ValueError, match=r"f\(\): argument 'x': a value of type Opaque cannot be made from JSON"
+    ):
+        tool.call({"x": {"a": 1}})
+
+
+def _takes_opaque(x: Opaque) -> str:
+    return "never"

@@ -170,16 +170,22 @@ def test_pieces_give_the_bits_of_the_whole(bundle: Path, name: str) -> None:
     assert np.concatenate(rows).tobytes() == whole.tobytes()
 
 
-@pytest.mark.parametrize("name", BIT_CASES)
-def test_rewind_and_replay_gives_the_same_bits(bundle: Path, name: str) -> None:
-    """Rewinding to every place outside a block, other tokens in between, then the rest again."""
-    whole = _run(bundle, name)
+def _appended(bundle: Path, name: str) -> tuple[Any, Any, list[Any], set[int]]:
+    """A session that holds a case in small steps, its prompt and media, and the places inside blocks."""
     model = _core.Model(str(bundle), n_ubatch=16)
     prompt = media.make_prompt(media.CASES[name], SETUP)
     items = _embed(_core.MediaEmbedder(model, _section(bundle)), prompt)
     inside = {place for start, rows, block in items if block for place in range(start + 1, start + len(rows))}
     session = model.session(n_ctx=N_CTX, kv_type="f32")
     session.append(prompt.ids, media=items)
+    return session, prompt, items, inside
+
+
+@pytest.mark.parametrize("name", BIT_CASES)
+def test_rewind_and_replay_gives_the_same_bits(bundle: Path, name: str) -> None:
+    """Rewinding to every place outside a block, other tokens in between, then the rest again."""
+    whole = _run(bundle, name)
+    session, prompt, items, inside = _appended(bundle, name)
     for keep in range(len(prompt.ids) - 1, -1, -3):
         if keep in inside:
             with pytest.raises(ValueError, match=r"block|image"):
@@ -202,12 +208,7 @@ def test_rewind_and_replay_gives_the_same_bits(bundle: Path, name: str) -> None:
 def test_logits_after_rewind_are_those_of_the_prefix(bundle: Path, name: str) -> None:
     """The session replays what it needs, embeddings included, when the last kept row asks for it."""
     whole = _run(bundle, name)
-    model = _core.Model(str(bundle), n_ubatch=16)
-    prompt = media.make_prompt(media.CASES[name], SETUP)
-    items = _embed(_core.MediaEmbedder(model, _section(bundle)), prompt)
-    inside = {place for start, rows, block in items if block for place in range(start + 1, start + len(rows))}
-    session = model.session(n_ctx=N_CTX, kv_type="f32")
-    session.append(prompt.ids, media=items)
+    session, prompt, _, inside = _appended(bundle, name)
     for keep in range(len(prompt.ids) - 1, 0, -2):
         if keep not in inside:
             session.rewind(keep)

@@ -10,7 +10,7 @@ runs. A mask is uint32 [ceil(n_vocab / 32)], bit t of word t // 32 for token t; 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -306,7 +306,7 @@ def tool_constraint(
         thought_open=markers.channel_open if thinking else None,
         thought_close=markers.channel_close if thinking else None,
         call_open=markers.call_open,
-        after_calls=ends | {token for token in (_response(markers),) if token is not None},
+        after_calls=ends | {token for token in (markers.response_open,) if token is not None},
         text=answer is None and choice in ("auto", "none"),
         calls=bool(wanted),
         parallel=parallel,
@@ -315,7 +315,3 @@ def tool_constraint(
     if call is not None:
         vocabulary.matcher(call, "tools")  # compiled now: a mistake shows before the prompt is computed
     return Constraint(vocabulary, plan, tokenizer)
-
-
-def _response(markers: Any) -> int | None:
-    return getattr(markers, "response_open", None)

@@ -4,6 +4,7 @@ it must look like.
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gemmule._checks import whole
@@ -29,17 +30,6 @@ __all__ = ["chat_request", "conversation", "raw_request", "template_of"]
 
 _TEMPLATE = "tokenizer.chat_template"
 _SHAPES = ("schema", "regex", "choices", "grammar")
-_NOT_SAMPLING = (*_SHAPES, "image_tokens")
-_NOT_GENERATE = (
-    "system",
-    "images",
-    "audio",
-    "videos",
-    "think",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-)
 
 
 def template_of(file: "_core.GgufFile") -> "ChatTemplate | None":
@@ -94,13 +84,8 @@ def raw_request(model: "Model", rows: Prompt, options: GenerateOptions) -> Reque
         from gemmule._chat.constraint import answer_constraint
 
         tokenizer = model.tokenizer
-        wanted = grammar
-
-        def make() -> "Constraint":
-            return answer_constraint(wanted, tokenizer, eos_ids=tokenizer.eos_ids)
-
-    sampling = {name: value for name, value in options.items() if name not in _NOT_SAMPLING}
-    return make_request(model, rows, schema=schema, make_constraint=make, **sampling)  # type: ignore[arg-type]
+        make = partial(answer_constraint, grammar, tokenizer, eos_ids=tokenizer.eos_ids)
+    return make_request(model, rows, options, schema=schema, make_constraint=make)
 
 
 def chat_request(model: "Model", history: "Sequence[Message]", options: ChatOptions) -> Request:
@@ -138,20 +123,16 @@ def chat_request(model: "Model", history: "Sequence[Message]", options: ChatOpti
         else:
             builder.part(piece)
     grammar, schema = _grammar(options)
-    make = _constraint(model, markers, tools, grammar, options, thinks)
-    sampling = {
-        name: value for name, value in options.items() if name not in (*_NOT_SAMPLING, *_NOT_GENERATE)
-    }
     return make_request(
         model,
         builder.build(),
+        options,
         schema=schema,
-        make_constraint=make,
+        make_constraint=_constraint(model, markers, tools, grammar, options, thinks),
         dialogue=Dialogue(
             markers, tuple(tool.name for tool in tools), thinks, budget, rendered.thinking_open
         ),
         warnings=() if template is None else template.warnings,
-        **sampling,  # type: ignore[arg-type]
     )
 
 

@@ -306,7 +306,7 @@ def _pydantic_hook(kind: Any, value: Any) -> Any:
         return kind.model_validate(value)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return kind(value)
-    raise NotImplementedError(f"type {kind} is not supported")
+    raise TypeError(f"a value of type {getattr(kind, '__name__', kind)} cannot be made from JSON")
 
 
 # -- docstrings --------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ specifications; ISO/IEC 14496-12 for boxes, Matroska's element ids.
 import os
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -25,23 +26,27 @@ _BOXES = 64  # top-level boxes that are looked through for the track list of an 
 
 def image_format(head: bytes) -> str | None:
     """Pillow's name of the picture format, or the name of one that is known but not read."""
-    for magic, name in (
-        (b"\x89PNG\r\n\x1a\n", "PNG"),
-        (b"\xff\xd8\xff", "JPEG"),
-        (b"GIF87a", "GIF"),
-        (b"GIF89a", "GIF"),
-        (b"II*\0", "TIFF"),
-        (b"MM\0*", "TIFF"),
-        (b"II+\0", "TIFF"),
-        (b"MM\0+", "TIFF"),
-        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-        (b"\xff\x0a", "JPEG XL"),
-        (b"8BPS", "Photoshop"),
-        (b"\0\0\x01\0", "icon"),
-    ):
-        if head.startswith(magic):
-            return name
+    if (
+        name := _by_magic(
+            head,
+            (
+                (b"\x89PNG\r\n\x1a\n", "PNG"),
+                (b"\xff\xd8\xff", "JPEG"),
+                (b"GIF87a", "GIF"),
+                (b"GIF89a", "GIF"),
+                (b"II*\0", "TIFF"),
+                (b"MM\0*", "TIFF"),
+                (b"II+\0", "TIFF"),
+                (b"MM\0+", "TIFF"),
+                (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+                (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+                (b"\xff\x0a", "JPEG XL"),
+                (b"8BPS", "Photoshop"),
+                (b"\0\0\x01\0", "icon"),
+            ),
+        )
+    ) is not None:
+        return name
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     if head[:2] == b"BM" and len(head) >= 18 and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
@@ -51,6 +56,11 @@ def image_format(head: bytes) -> str | None:
     return None
 
 
+def _by_magic(head: bytes, formats: Iterable[tuple[bytes, str]]) -> str | None:
+    """The name of the first format whose magic bytes the head begins with."""
+    return next((name for magic, name in formats if head.startswith(magic)), None)
+
+
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif", b"avis")
 _SOUND_BRANDS = (b"M4A ", b"M4B ", b"M4P ", b"F4A ", b"F4B ")
@@ -58,15 +68,19 @@ _SOUND_BRANDS = (b"M4A ", b"M4B ", b"M4P ", b"F4A ", b"F4B ")
 
 def sound_format(head: bytes) -> str | None:
     """libsndfile's name of the sound format, among those read without PyAV."""
-    for magic, name in (
-        (b"fLaC", "FLAC"),
-        (b"OggS", "OGG"),
-        (b".snd", "AU"),
-        (b"caff", "CAF"),
-        (b"riff\x2e\x91\xcf\x11", "W64"),
-    ):
-        if head.startswith(magic):
-            return name
+    if (
+        name := _by_magic(
+            head,
+            (
+                (b"fLaC", "FLAC"),
+                (b"OggS", "OGG"),
+                (b".snd", "AU"),
+                (b"caff", "CAF"),
+                (b"riff\x2e\x91\xcf\x11", "W64"),
+            ),
+        )
+    ) is not None:
+        return name
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return "WAV"
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
@@ -80,15 +94,19 @@ def container_of(head: bytes) -> str | None:
     """FFmpeg's name of the container or raw stream, among those read with PyAV; no playlist is among them."""
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip") and image_format(head) is None:
         return "mov"
-    for magic, name in (
-        (b"\x1a\x45\xdf\xa3", "matroska"),
-        (b"OggS", "ogg"),
-        (b"FLV\x01", "flv"),
-        (b"\0\0\x01\xba", "mpeg"),
-        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
-    ):
-        if head.startswith(magic):
-            return name
+    if (
+        name := _by_magic(
+            head,
+            (
+                (b"\x1a\x45\xdf\xa3", "matroska"),
+                (b"OggS", "ogg"),
+                (b"FLV\x01", "flv"),
+                (b"\0\0\x01\xba", "mpeg"),
+                (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
+            ),
+        )
+    ) is not None:
+        return name
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
     if any(len(head) > at + 376 and {head[at + i * step] for i in range(2)} == {0x47} for at, step in _TS):

@@ -12,13 +12,10 @@ if TYPE_CHECKING:
     from gemmule.cli._toolbox import Toolbox
 
 __all__ = [
-    "attach_options",
     "attachments_of",
-    "chat_options",
     "check_sampling",
-    "form_options",
+    "conversation_options",
     "sampling_of",
-    "sampling_options",
     "system_text",
     "thinking_of",
     "toolbox_of",
@@ -38,7 +35,7 @@ def _all(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command],
     return decorate
 
 
-sampling_options = _all([
+_sampling_options = _all([
     click.option("-n", "--max-tokens", type=click.IntRange(0), metavar="N",
                  help="Stop after this many tokens.  [until done]"),
     click.option("--temperature", type=float, metavar="F",
@@ -56,7 +53,7 @@ sampling_options = _all([
     click.option("--stop", multiple=True, metavar="TEXT", help="End before this text (repeatable)."),
 ])  # fmt: skip
 
-attach_options = _all([
+_attach_options = _all([
     click.option("-a", "--attach", multiple=True, metavar="FILE|-",
                  help="Add a picture, sound, video or text; - is standard input (repeatable)."),
     click.option("--image", multiple=True, metavar="FILE", help="The same, and it is a picture."),
@@ -72,7 +69,7 @@ attach_options = _all([
     click.option("--video-sound/--no-video-sound", default=True, help="Listen to a video's sound.  [listen]"),
 ])  # fmt: skip
 
-chat_options = _all([
+_chat_options = _all([
     click.option("-s", "--system", metavar="TEXT|@FILE", help="System message."),
     click.option("--think/--no-think", default=None,
                  help="Let the model think first; its thoughts go to stderr.  [no-think]"),
@@ -84,13 +81,23 @@ chat_options = _all([
     click.option("--yes", is_flag=True, help="Make every tool call without asking."),
 ])  # fmt: skip
 
-form_options = _all([
+_form_options = _all([
     click.option("--schema", metavar="FILE|JSON|py:module.Class",
                  help="Answer in JSON of this schema."),
     click.option("--regex", metavar="REGEX", help="Answer in the form of this regular expression."),
     click.option("--choice", "choices", multiple=True, metavar="TEXT",
                  help="Answer one of the choices (repeatable)."),
     click.option("--grammar", metavar="FILE", help="Answer in the form of this Lark or GBNF grammar."),
+])  # fmt: skip
+
+
+# What `run` and `chat` have in common.
+conversation_options = _all([
+    click.option("-m", "--model", envvar="GEMMULE_MODEL", help="The model file; then no argument names it."),
+    _attach_options,
+    _chat_options,
+    _sampling_options,
+    _form_options,
 ])  # fmt: skip
 
 

@@ -8,12 +8,9 @@ import click
 from gemmule.cli._common import engine_options, find_model, split_model, verbosity_options
 from gemmule.cli._help import ShortHelpCommand, typed_arguments
 from gemmule.cli._options import (
-    attach_options,
     attachments_of,
-    chat_options,
-    form_options,
+    conversation_options,
     sampling_of,
-    sampling_options,
     system_text,
     thinking_of,
     toolbox_of,
@@ -33,11 +30,7 @@ _SHOWN = (
 
 @click.command("chat", cls=ShortHelpCommand, shown=_SHOWN)
 @click.argument("words", nargs=-1, metavar="[MODEL] [FILES]...")
-@click.option("-m", "--model", envvar="GEMMULE_MODEL", help="The model file; then no argument names it.")
-@attach_options
-@chat_options
-@sampling_options
-@form_options
+@conversation_options
 @click.option("--load", metavar="FILE", help="Go on with a conversation that /save wrote.")
 @click.option("--history/--no-history", default=True, help="Remember what was typed.  [remember]")
 @click.option("--stats", is_flag=True, help="Show the model and the context chosen.")

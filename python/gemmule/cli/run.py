@@ -16,7 +16,7 @@ from gemmule.cli._common import (
     verbosity_options,
 )
 from gemmule.cli._help import ShortHelpCommand, typed_arguments
-from gemmule.cli._options import attach_options, chat_options, form_options, sampling_options
+from gemmule.cli._options import conversation_options
 from gemmule.cli._output import check_output, write_output
 from gemmule.cli._question import Question, question_of, split_words
 from gemmule.cli._show import Printer, answer, json_line
@@ -35,11 +35,7 @@ _SHOWN = (
 
 @click.command("run", cls=ShortHelpCommand, shown=_SHOWN)
 @click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT] [FILES]...")
-@click.option("-m", "--model", envvar="GEMMULE_MODEL", help="The model file; then no argument names it.")
-@attach_options
-@chat_options
-@sampling_options
-@form_options
+@conversation_options
 @click.option("--raw", is_flag=True, help="Continue the prompt as a text, without the chat template.")
 @click.option("--stats", is_flag=True, help="Token counts, times and tokens per second on stderr.")
 @click.option("--dry-run", is_flag=True, help="Show memory, tokens and the prompt as the model reads it.")
