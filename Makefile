@@ -45,8 +45,8 @@ stubs:  ## write python/gemmule/_core.pyi again from the installed core
 
 golden:  ## write the golden files again (needs the [oracle] extra)
 	$(PYTHON) tools/make_golden.py
-	$(PYTHON) tools/make_media_golden.py
-	$(PYTHON) tools/make_media_pixels_golden.py
+	$(PYTHON) tools/make_media_golden.py tests/golden
+	$(PYTHON) tools/make_media_pixels_golden.py tests/golden
 
 bench:  ## measure the kernels; see docs/PERF.md
 	cmake --preset release
