@@ -57,7 +57,9 @@ struct Experts {
   int64_t stride = 0;
 
   Tensor of(int64_t expert) const {
-    return {first.dtype, first.rows, first.cols, first.data + expert * stride};
+    Tensor tensor = first;
+    tensor.data += expert * stride;
+    return tensor;
   }
 };
 

@@ -1,18 +1,10 @@
 """Live comparison with transformers' Gemma4UnifiedImageProcessor: counts, positions and pixels.
 
-The processor needs torchvision; where that is not installed, a stand-in gives it the function that matters,
-resize on uint8, as torchvision does it: through torch.nn.functional.interpolate.
+The processor needs torchvision, which has to be there before anything imports transformers.
 """
 
 from __future__ import annotations
 
-import enum
-import importlib
-import importlib.machinery
-import importlib.util
-import sys
-from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,79 +24,13 @@ pytest.importorskip("transformers", minversion="5.17")
 SETTINGS = MediaSettings()
 
 
-class InterpolationMode(enum.Enum):
-    NEAREST = "nearest"
-    NEAREST_EXACT = "nearest-exact"
-    BILINEAR = "bilinear"
-    BICUBIC = "bicubic"
-    BOX = "box"
-    HAMMING = "hamming"
-    LANCZOS = "lanczos"
-
-
-def _resize(image: Any, size: list[int], interpolation: object, antialias: bool) -> Any:
-    assert interpolation in (InterpolationMode.BICUBIC, PillowImage.Resampling.BICUBIC)
-    assert image.dtype == torch.uint8
-    batch = image[None] if image.ndim == 3 else image
-    out = torch.nn.functional.interpolate(batch, size=size, mode="bicubic", antialias=antialias)
-    return out[0] if image.ndim == 3 else out
-
-
-def _pil_to_tensor(picture: PillowImage.Image) -> Any:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-
-
-def _stand_in() -> dict[str, ModuleType]:
-    names = (
-        "",
-        ".io",
-        ".transforms",
-        ".transforms.functional",
-        ".transforms.v2",
-        ".transforms.v2.functional",
-    )
-    modules = {f"torchvision{name}": ModuleType(f"torchvision{name}") for name in names}
-    for name, module in modules.items():
-        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
-        module.__path__ = []
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(modules[parent], child, module)
-    modules["torchvision"].__version__ = "0.28.0"  # type: ignore[attr-defined]
-    modules["torchvision"].__file__ = __file__
-    modules["torchvision.transforms"].InterpolationMode = InterpolationMode  # type: ignore[attr-defined]
-    modules["torchvision.io"].ImageReadMode = modules["torchvision.io"].decode_image = None  # type: ignore[attr-defined]
-    modules["torchvision.transforms.functional"].pil_to_tensor = _pil_to_tensor  # type: ignore[attr-defined]
-    functional = modules["torchvision.transforms.v2.functional"]
-    functional.InterpolationMode = InterpolationMode  # type: ignore[attr-defined]
-    functional.resize = _resize  # type: ignore[attr-defined]
-    functional.pil_to_tensor = _pil_to_tensor  # type: ignore[attr-defined]
-    return modules
-
-
 @pytest.fixture(scope="module")
-def processor_class() -> Iterator[Any]:
-    from transformers.utils import import_utils
-
-    added: dict[str, ModuleType] = {}
-    probes = (import_utils.is_torchvision_available, import_utils.is_torchvision_v2_available)
-    if importlib.util.find_spec("torchvision") is None:
-        added = _stand_in()
-        sys.modules.update(added)
-        for probe in probes:
-            probe.cache_clear()
-    from transformers import image_processing_backends, image_utils
-
-    if not hasattr(image_processing_backends, "tvF"):  # imported before by a test that went without
-        importlib.reload(image_utils)
-        importlib.reload(image_processing_backends)
+def processor_class() -> Any:
+    if not load_module("tools", "make_media_golden").import_torchvision():
+        pytest.skip("torchvision, which transformers' processors need, is not installed")
     from transformers.models.gemma4_unified import image_processing_gemma4_unified as module
 
-    yield module.Gemma4UnifiedImageProcessor
-    for name in added:
-        del sys.modules[name]
-    for probe in probes:
-        probe.cache_clear()
+    return module.Gemma4UnifiedImageProcessor
 
 
 def tiles(pixels: Any) -> Any:

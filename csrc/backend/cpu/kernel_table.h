@@ -31,6 +31,17 @@ struct ActRows {
 using MatmulFn = void (*)(const uint8_t* w, int64_t w_stride, int64_t row_begin, int64_t row_end,
                           const ActRows& x, float* y, int64_t y_stride, void* scratch) noexcept;
 
+// The packed layout r8p64: see quant/packed.h. A panel holds 64 rows (the last of a matrix: 8 to 56) in as
+// many bytes as the same rows have in GGUF's layout, so panel p starts p * 64 * row size bytes into the
+// matrix.
+
+// Packs one panel: n_rows (8 to 64, a multiple of 8) consecutive GGUF rows of k elements.
+using PackFn = void (*)(const uint8_t* rows, int64_t n_rows, int64_t k, uint8_t* panel) noexcept;
+// As MatmulFn, for a packed matrix of n_rows rows whose first panel is at w; row_begin and row_end are
+// multiples of 8.
+using PackedMatmulFn = void (*)(const uint8_t* w, int64_t n_rows, int64_t row_begin, int64_t row_end,
+                                const ActRows& x, float* y, int64_t y_stride, void* scratch) noexcept;
+
 // Attention of some query heads that share one key/value head, for n_tokens rows of one sequence.
 //   q    [n_tokens][q_stride] f32: head h of token t starts at t * q_stride + h * head_dim; scale already
 //   applied out  [n_tokens][out_stride] f32, heads placed as in q k, v [ring][head_dim] of this key/value
@@ -62,7 +73,9 @@ struct KernelTable {
 
   // Indexed by DType; null for a type that has no kernel. kActKind says which form of x it wants.
   MatmulFn matmul[31];
-  size_t (*matmul_scratch_bytes)(int64_t n_tokens, int64_t k) noexcept;
+  size_t (*matmul_scratch_bytes)(int64_t n_tokens, int64_t k) noexcept;  // of both layouts
+  PackFn pack[31];  // indexed by DType; null for a type without a packed form
+  PackedMatmulFn matmul_packed[31];
 
   void (*quantize_q8_32)(const float* x, int64_t k, int8_t* q, float* d, int16_t* sums) noexcept;
   void (*quantize_q8_256)(const float* x, int64_t k, int8_t* q, float* d, int16_t* sums) noexcept;

@@ -82,5 +82,7 @@ void quantize_q8_256(const float* x, int64_t k, int8_t* q, float* d, int16_t* su
 
 size_t matmul_scratch_bytes(int64_t, int64_t) noexcept { return sizeof(quant_avx2::Scratch); }
 
+constexpr void add_packed_kernels(KernelTable&) {}
+
 }  // namespace
 }  // namespace gemmule

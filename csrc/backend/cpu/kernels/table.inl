@@ -28,6 +28,7 @@ constexpr KernelTable make_table(const char* name, const char* description) {
   t.matmul[13] = matmul_q5_k;
   t.matmul[14] = matmul_q6_k;
   t.matmul_scratch_bytes = matmul_scratch_bytes;
+  add_packed_kernels(t);
   t.quantize_q8_32 = quantize_q8_32;
   t.quantize_q8_256 = quantize_q8_256;
   t.rms_norm = rms_norm;
