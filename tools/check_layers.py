@@ -17,8 +17,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-KERNEL_SYSTEM = ("cstddef", "cstdint", "immintrin.h")
-KERNEL_FILES = ("backend/cpu/kernel_table.h", "quant/blocks.h", "backend/cpu/kernels/", "backend/cpu/isa/")
+KERNEL_SYSTEM = ("cstddef", "cstdint", "immintrin.h", "arm_neon.h")
+KERNEL_FILES = (
+    "backend/cpu/kernel_table.h",
+    "quant/blocks.h",
+    "quant/packed_bits.h",
+    "backend/cpu/kernels/",
+    "backend/cpu/isa/",
+)
 PYTHON_HEADERS = re.compile(r"^(Python\.h|pybind11/.*|numpy/.*)$")
 INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)')
 
@@ -40,14 +46,15 @@ RULES = (
     Rule("backend/cpu/isa/", KERNEL_FILES, KERNEL_SYSTEM),
     Rule("backend/cpu/kernel_table.h", (), ("cstddef", "cstdint")),
     Rule("quant/blocks.h", (), ("cstddef", "cstdint")),
+    Rule("quant/packed_bits.h", ("quant/blocks.h",), ("cstddef", "cstdint")),
     Rule("backend/backend.h", ("core/",)),
     Rule("backend/cpu/", ("core/", "quant/", "backend/")),
     Rule("backend/", ("core/", "quant/", "backend/")),
     Rule("core/", ("core/",)),
     Rule("quant/", ("core/", "quant/")),
     Rule("gguf/", ("core/", "quant/", "gguf/")),
-    Rule("model/", ("core/", "gguf/", "backend/backend.h", "model/")),
-    Rule("engine/", ("core/", "gguf/", "backend/", "model/", "engine/")),
+    Rule("model/", ("core/", "quant/packed.h", "gguf/", "backend/backend.h", "model/")),
+    Rule("engine/", ("core/", "quant/packed.h", "gguf/", "backend/", "model/", "engine/")),
     Rule("bindings/", ("core/", "quant/", "gguf/", "engine/", "bindings/", *CPU_REPORT)),
 )
 FRONT_ENDS = ("cli", "server")

@@ -10,6 +10,7 @@
 #include "core/xxh64.h"
 #include "gguf/gguf_reader.h"
 #include "quant/encode.h"
+#include "quant/packed.h"
 
 namespace py = pybind11;
 
@@ -79,8 +80,8 @@ py::object get(const GgufFile& file, const std::string& key) {
 py::list tensors(const GgufFile& file) {
   py::list items;
   for (const GgufTensor& t : file.tensors())
-    items.append(
-        py::make_tuple(t.name, dtype_name(t.dtype), py::tuple(py::cast(t.shape)), t.offset, t.n_bytes));
+    items.append(py::make_tuple(t.name, dtype_name(t.dtype), py::tuple(py::cast(t.shape)), t.offset,
+                                t.n_bytes, t.layout == Layout::R8P64 ? "r8p64" : "gguf"));
   return items;
 }
 
@@ -100,6 +101,26 @@ std::shared_ptr<GgufFile> open_image(const std::string& path, uint64_t offset, u
 
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
 using Floats = py::array_t<float, py::array::c_style>;
+
+// pack_rows or unpack_rows into a new array.
+template <void (*turn)(DType, int64_t, int64_t, const uint8_t*, uint8_t*)>
+Bytes turn_rows(const std::string& type, int64_t rows, int64_t cols, const Bytes& data) {
+  const DTypeInfo& info = type_named(type);
+  if (!can_pack(info.dtype, rows, cols))
+    throw std::invalid_argument(
+        cat("a ", type, " matrix of ", rows, " rows of ", cols, " elements has no packed form"));
+  const int64_t n_blocks = cols / info.block_size;
+  if (data.size() % info.block_bytes != 0 || data.size() / info.block_bytes % n_blocks != 0 ||
+      data.size() / info.block_bytes / n_blocks != rows)
+    throw std::invalid_argument(
+        cat(data.size(), " bytes are not ", rows, " ", type, " rows of ", cols, " elements"));
+  Bytes out(data.size());
+  const uint8_t* from = data.data();
+  uint8_t* to = out.mutable_data();
+  const py::gil_scoped_release nogil;
+  turn(info.dtype, rows, cols, from, to);
+  return out;
+}
 
 // An Encoder whose callers take turns; the lock is taken after the GIL is released.
 struct LockedEncoder {
@@ -224,7 +245,11 @@ void bind_gguf(py::module_& m) {
       .def("get", &get, py::arg("key"), "The value: int, float, bool, str, numpy array or list of str.")
       .def("get_token_bytes", &get_token_bytes, py::arg("key"), "A string array as raw bytes.")
       .def("tensors", &tensors,
-           "(name, type, shape with the contiguous dimension first, offset, bytes) of each tensor.");
+           "(name, type, shape with the contiguous dimension first, offset, bytes, layout) of each tensor.");
+  m.def("pack_rows", &turn_rows<pack_rows>, py::arg("dtype"), py::arg("rows"), py::arg("cols"),
+        py::arg("data").noconvert(), "The GGUF rows of a matrix in the packed layout r8p64, as many bytes.");
+  m.def("unpack_rows", &turn_rows<unpack_rows>, py::arg("dtype"), py::arg("rows"), py::arg("cols"),
+        py::arg("data").noconvert(), "The packed bytes of a matrix as GGUF rows.");
 }
 
 }  // namespace gemmule

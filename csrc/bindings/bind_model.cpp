@@ -26,10 +26,18 @@ namespace {
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
 using Floats = py::array_t<float, py::array::c_style>;
 
+Packing packing_of(const std::string& name) {
+  if (name == "auto") return Packing::Auto;
+  if (name == "always") return Packing::Always;
+  if (name == "never") return Packing::Never;
+  throw std::invalid_argument(cat("packing \"", name, "\" is not known; choose auto, always or never"));
+}
+
 std::shared_ptr<LoadedModel> load_model(const std::string& path, int n_threads, const std::string& isa,
-                                        int64_t n_ubatch) {
+                                        int64_t n_ubatch, const std::string& packing) {
+  const LoadOptions options{n_threads, isa, n_ubatch, packing_of(packing)};
   const py::gil_scoped_release nogil;
-  return std::make_shared<LoadedModel>(GgufFile::open(path), LoadOptions{n_threads, isa, n_ubatch});
+  return std::make_shared<LoadedModel>(GgufFile::open(path), options);
 }
 
 std::unique_ptr<LoadedMedia> load_media(std::shared_ptr<LoadedModel> model, std::shared_ptr<GgufFile> file) {
@@ -93,7 +101,7 @@ void bind_model(py::module_& m) {
 
   py::class_<LoadedModel, std::shared_ptr<LoadedModel>>(m, "Model", "A loaded model; sessions share it.")
       .def(py::init(&load_model), py::arg("path"), py::kw_only(), py::arg("n_threads") = 0,
-           py::arg("isa") = "", py::arg("n_ubatch") = 256)
+           py::arg("isa") = "", py::arg("n_ubatch") = 256, py::arg("packing") = "auto")
       .def_property_readonly(
           "file",
           [](const LoadedModel& model) { return std::const_pointer_cast<GgufFile>(model.shared_file()); })
@@ -111,6 +119,7 @@ void bind_model(py::module_& m) {
                              [](const LoadedModel& model) { return model.config().suppress_tokens; })
       .def_property_readonly("n_params", &LoadedModel::n_params)
       .def_property_readonly("weight_bytes", &LoadedModel::weight_bytes)
+      .def_property_readonly("packed_bytes", &LoadedModel::packed_bytes)
       .def_property_readonly("n_ubatch", &LoadedModel::n_ubatch)
       .def_property_readonly("n_threads",
                              [](const LoadedModel& model) { return model.backend().n_threads(); })

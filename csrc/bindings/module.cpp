@@ -1,5 +1,6 @@
 // gemmule._core: the extension module. Errors, machine facts and conversions of numbers live here; files in
-// bind_gguf.cpp, models and media embedders in bind_model.cpp, sessions in bind_session.cpp.
+// bind_gguf.cpp, their string arrays in bind_strings.cpp, models and media embedders in bind_model.cpp,
+// sessions in bind_session.cpp.
 #include "bindings/module.h"
 
 #include <pybind11/numpy.h>
@@ -122,6 +123,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "The C++ core of gemmule. Use the classes of the gemmule package.";
   gemmule::bind_errors(m);
   gemmule::bind_gguf(m);
+  gemmule::bind_strings(m);
   gemmule::bind_model(m);
   gemmule::bind_session(m);
   gemmule::bind_encoder(m);

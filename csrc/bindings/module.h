@@ -14,6 +14,7 @@ void bind_gguf(pybind11::module_& m);
 void bind_model(pybind11::module_& m);    // StopToken, Model, MediaEmbedder
 void bind_session(pybind11::module_& m);  // after bind_model, whose classes it takes; so does the next
 void bind_encoder(pybind11::module_& m);
+void bind_strings(pybind11::module_& m);  // after bind_gguf, whose class it takes
 
 DType kv_dtype(const std::string& name);  // "f16" or "f32"; throws std::invalid_argument
 

@@ -39,6 +39,9 @@ inline constexpr DTypeInfo kDTypes[] = {
 };
 inline constexpr int kDTypeSlots = 31;  // one more than the largest DType value
 
+// In files, this plus a GGUF type number is that type in the packed layout (quant/packed.h).
+inline constexpr uint32_t kPackedTypes = 4096;
+
 // The row of kDTypes for a GGUF type number or a name; nullptr when gemmule does not know it.
 constexpr const DTypeInfo* find_dtype(uint32_t ggml_type) {
   for (const DTypeInfo& info : kDTypes)

@@ -13,6 +13,7 @@
 
 #include "core/error.h"
 #include "core/utf8.h"
+#include "quant/packed.h"
 
 namespace gemmule {
 namespace {
@@ -32,6 +33,8 @@ constexpr uint32_t kMaxDims = 4;
 constexpr uint64_t kMinAlignment = 8;
 constexpr uint64_t kMaxAlignment = uint64_t{1} << 20;
 constexpr uint64_t kImageAlignment = 32;  // of an image inside a larger file: keeps its tensors aligned
+constexpr const char* kLayoutKey = "gemmule.layout";
+constexpr uint64_t kMinPackedAlignment = 64;       // whole cache lines, for the prefetches of the kernels
 constexpr uint64_t kMaxItems = uint64_t{1} << 24;  // of an array that a getter copies out
 constexpr uint64_t kMaxInt64 = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
 
@@ -294,8 +297,22 @@ std::optional<uint32_t> find_name(const std::vector<uint32_t>& order, std::strin
   return *it;
 }
 
+// A packed tensor is one of a packed file, has a packed form, and each of its matrices begins with a panel.
+void check_packed(const Cursor& cursor, const GgufTensor& tensor, Layout file_layout) {
+  const auto fail = [&](const auto&... why) {
+    cursor.fail(named("tensor", tensor.name), " is packed ", dtype_name(tensor.dtype), ", but ", why...,
+                "; pack the model again");
+  };
+  if (file_layout != Layout::R8P64) fail("key '", kLayoutKey, "' is not 'r8p64'");
+  const int64_t n_rows = tensor.shape.size() > 1 ? tensor.shape[1] : 1;
+  if (!can_pack(tensor.dtype, kGroupRows, tensor.shape[0])) fail("this type has no packed form");
+  if (n_rows % kGroupRows != 0) fail("its ", n_rows, " rows are not a multiple of ", kGroupRows);
+  if (tensor.shape.size() > 2 && n_rows % kPanelRows != 0)
+    fail("its matrices have ", n_rows, " rows, not a multiple of ", kPanelRows);
+}
+
 // Name, shape and type of tensor `index`; `offset` is left relative to the start of the data.
-GgufTensor read_tensor_info(Cursor& cursor, const std::string& path, uint64_t index) {
+GgufTensor read_tensor_info(Cursor& cursor, const std::string& path, uint64_t index, Layout file_layout) {
   GgufTensor tensor;
   tensor.name = cursor.read_name("tensor", index);
   const auto where = [&] { return named("the description of tensor", tensor.name); };
@@ -315,7 +332,8 @@ GgufTensor read_tensor_info(Cursor& cursor, const std::string& path, uint64_t in
     tensor.shape.push_back(static_cast<int64_t>(dim));
   }
   const uint32_t type = cursor.read<uint32_t>(where);
-  const DTypeInfo* info = find_dtype(type);
+  const bool is_packed = type >= kPackedTypes;
+  const DTypeInfo* info = find_dtype(is_packed ? type - kPackedTypes : type);
   if (info == nullptr)
     throw UnsupportedError(cat(shown_path(path), ": ", label(), " has the type number ", type,
                                ", which is not supported; get the model in another quantization"));
@@ -328,6 +346,10 @@ GgufTensor read_tensor_info(Cursor& cursor, const std::string& path, uint64_t in
   if (n_elements / block_size > kMaxInt64 / block_bytes)
     cursor.fail(label(), " has more than 2^63 bytes; download or convert the file again");
   tensor.n_bytes = n_elements / block_size * block_bytes;
+  if (is_packed) {
+    check_packed(cursor, tensor, file_layout);
+    tensor.layout = Layout::R8P64;
+  }
   tensor.offset = cursor.read<uint64_t>(where);
   return tensor;
 }
@@ -389,10 +411,19 @@ GgufFile::GgufFile(std::shared_ptr<const MappedFile> file, uint64_t offset, uint
                 kMinAlignment, " to ", kMaxAlignment, "; convert the file again");
   alignment_ = static_cast<uint64_t>(alignment);
 
+  const std::string_view layout = string_or(kLayoutKey, "gguf");
+  if (layout != "gguf" && layout != "r8p64")
+    throw UnsupportedError(cat(shown_path(path()), ": key '", kLayoutKey, "' is '", printable(layout),
+                               "', but only 'gguf' and 'r8p64' are supported; convert the model again"));
+  layout_ = layout == "r8p64" ? Layout::R8P64 : Layout::Rows;
+  if (layout_ == Layout::R8P64 && alignment_ < kMinPackedAlignment)
+    cursor.fail("key 'general.alignment' is ", alignment_, ", but a packed file needs at least ",
+                kMinPackedAlignment, "; pack the model again");
+
   // Tensor table. The count is checked once more: the metadata has used up some of the bytes.
   check_count(cursor, n_tensors, kMinTensorBytes, "tensors");
   tensors_.reserve(n_tensors);
-  for (uint64_t i = 0; i < n_tensors; ++i) tensors_.push_back(read_tensor_info(cursor, path(), i));
+  for (uint64_t i = 0; i < n_tensors; ++i) tensors_.push_back(read_tensor_info(cursor, path(), i, layout_));
   tensor_index_ = index_names(cursor, tensors_.size(), "tensor",
                               [&](uint32_t i) -> std::string_view { return tensors_[i].name; });
 
@@ -437,7 +468,11 @@ const GgufTensor* GgufFile::find_tensor(std::string_view name) const {
 Tensor GgufFile::view(const GgufTensor& tensor) const {
   int64_t rows = 1;
   for (size_t d = 1; d < tensor.shape.size(); ++d) rows *= tensor.shape[d];
-  return {.dtype = tensor.dtype, .rows = rows, .cols = tensor.shape[0], .data = data(tensor)};
+  return {.dtype = tensor.dtype,
+          .rows = rows,
+          .cols = tensor.shape[0],
+          .data = data(tensor),
+          .layout = tensor.layout};
 }
 
 const GgufValue& GgufFile::require(std::string_view key) const {

@@ -34,13 +34,14 @@ struct GgufTensor {
   std::vector<int64_t> shape;  // GGUF order: the contiguous dimension first; 1 to 4 dimensions
   uint64_t offset;             // from the start of the file image
   uint64_t n_bytes;
+  Layout layout = Layout::Rows;
 };
 
 class GgufFile {
  public:
   // Opens a file, or the complete GGUF image at [offset, offset + size) of one.
   // Throws ModelNotFoundError, FormatError (names the file and the key or tensor) or UnsupportedError
-  // (unknown tensor type or version, big-endian file).
+  // (unknown tensor type, layout or version, big-endian file).
   static std::shared_ptr<const GgufFile> open(const std::string& path);
   GgufFile(std::shared_ptr<const MappedFile> file, uint64_t offset, uint64_t size);
 
@@ -48,6 +49,7 @@ class GgufFile {
   const MappedFile& file() const { return *file_; }
   uint32_t version() const { return version_; }
   uint64_t alignment() const { return alignment_; }
+  Layout layout() const { return layout_; }              // R8P64: tensors may be packed
   uint64_t data_offset() const { return data_offset_; }  // of the tensor data, from the start of the image
   uint64_t size() const { return size_; }                // of the image
 
@@ -74,7 +76,8 @@ class GgufFile {
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
   const GgufTensor* find_tensor(std::string_view name) const;
   const uint8_t* data(const GgufTensor& tensor) const { return base_ + tensor.offset; }
-  // A matrix view: cols = shape[0], rows = product of the rest.
+  // A matrix view: cols = shape[0], rows = product of the rest. The data of a packed tensor starts at a
+  // multiple of 32 bytes.
   Tensor view(const GgufTensor& tensor) const;
 
  private:
@@ -87,6 +90,7 @@ class GgufFile {
   uint64_t size_;
   uint32_t version_ = 0;
   uint64_t alignment_ = 32;
+  Layout layout_ = Layout::Rows;
   uint64_t data_offset_ = 0;
   std::vector<std::pair<std::string, GgufValue>> entries_;
   std::vector<GgufTensor> tensors_;

@@ -36,6 +36,8 @@ _BLOCKS: dict[int, tuple[int, int, tuple[int, ...]]] = {
     12: (256, 144, (0, 2)), 13: (256, 176, (0, 2)), 14: (256, 210, (208,)), 30: (1, 2, ()),
 }  # fmt: skip
 _ALIGNMENT = 32
+_PACKED = 4096  # added to the type number of a tensor in the packed layout
+_PACKED_ALIGNMENT = 64
 _F16_SPECIAL = {"nan": b"\x00\x7e", "inf": b"\x00\x7c", "minus-inf": b"\x00\xfc"}
 _F32_SPECIAL = {"nan": float("nan"), "inf": float("inf"), "minus-inf": float("-inf")}
 _HUGE = (2**31, 2**63, 2**64 - 1)
@@ -731,6 +733,68 @@ def _tensors(model: _Model) -> Iterator[tuple[str, bytes]]:
     yield "any.tensors-reversed", _image(replace(model, tensors=model.tensors[::-1]))
 
 
+def _with_layout(model: _Model, layout: str, alignment: int = _PACKED_ALIGNMENT) -> _Model:
+    """The model with the key of this layout and its tensors aligned."""
+    keyed = model.with_key("gemmule.layout", STRING, _string(layout))
+    keyed = keyed.with_key("general.alignment", U32, struct.pack("<I", alignment))
+    return replace(keyed, alignment=alignment)
+
+
+def _packed(rng: random.Random, model: _Model) -> Iterator[tuple[str, bytes]]:
+    """Tensors that claim to be packed. Rows read as panels are panels of other, mostly huge, scales."""
+    can = {
+        t.name: len(t.shape) == 2 and t.shape[1] % 8 == 0 and _BLOCKS[t.type][0] > 1 for t in model.tensors
+    }
+    turned = tuple(replace(t, type=t.type + _PACKED) if can[t.name] else t for t in model.tensors)
+    packed = _with_layout(replace(model, tensors=turned), "r8p64")
+    raw, fields, start = _write(packed)
+    yield "any.packed", raw
+    zeros = tuple(replace(t, data=bytes(len(t.data))) if can[t.name] else t for t in turned)
+    yield "any.packed-zeros", _image(replace(packed, tensors=zeros))
+    yield "any.layout-r8p64-of-rows", _image(_with_layout(model, "r8p64"))
+    for layout in ("", "r8", "R8P64", "r8p64 ", "gguf\0", "x" * 10**5):
+        label = "".join(c if c.isalnum() else "_" for c in layout[:6]) or "empty"
+        yield f"refuse.header.layout-{label}", _image(_with_layout(model, layout))
+        yield f"refuse.header.packed-layout-{label}", _image(_with_layout(packed, layout))
+    for what, (type_, payload) in {
+        "int": (U32, struct.pack("<I", 1)),
+        "array": (ARRAY, _array(STRING, [_string("r8p64")])),
+        "utf8": (STRING, _string(b"r8p64\xff")),
+    }.items():
+        yield f"refuse.header.layout-{what}", _image(packed.with_key("gemmule.layout", type_, payload))
+    yield "refuse.header.packed-layout-gguf", _image(_with_layout(packed, "gguf"))
+    no_key = tuple(k for k in packed.keys if k.name != b"gemmule.layout")
+    yield "refuse.header.packed-no-layout", _image(replace(packed, keys=no_key))
+    for alignment in (8, 16, 32):
+        yield f"refuse.header.packed-alignment-{alignment}", _image(_with_layout(packed, "r8p64", alignment))
+    for i, t in enumerate(packed.tensors):
+        name = t.name.decode()
+        if not can[t.name]:
+            yield f"refuse.header.packed-type-{name}", _image(packed.with_tensor(i, type=t.type + _PACKED))
+            continue
+        cols, rows = t.shape
+        row = len(t.data) // rows
+        yield f"refuse.header.packed-vector-{name}", _image(packed.with_tensor(i, shape=(cols * rows,)))
+        for n in (1, 4, rows - 1, rows - 4, rows + 4):
+            data = (t.data * 2)[: n * row]
+            changed = packed.with_tensor(i, shape=(cols, n), data=data)
+            yield f"refuse.header.packed-rows-{name}-{n}", _image(changed)
+        changed = packed.with_tensor(i, shape=(cols, rows + 8), data=(t.data * 2)[: (rows + 8) * row])
+        yield f"refuse.model.packed-rows-{name}-{rows + 8}", _image(changed)
+        refuse = "refuse.model" if rows // 2 % 64 == 0 else "refuse.header"
+        yield f"{refuse}.packed-matrices-{name}", _image(packed.with_tensor(i, shape=(cols, rows // 2, 2)))
+    for number in (_PACKED + 4, _PACKED + 31, 2 * _PACKED + 8, 2**31 + _PACKED, 2**32 - 1):
+        yield f"refuse.header.packed-type-{number}", _image(packed.with_tensor(0, type=number))
+    for field_ in fields:
+        if field_.kind in ("tensor_type", "dim", "n_dims", "offset"):
+            at, bit = field_.position + rng.randrange(field_.n_bytes), rng.randrange(8)
+            damaged = bytearray(raw)
+            damaged[at] ^= 1 << bit
+            yield f"any.packed-flip-{at:07d}-{bit}", bytes(damaged)
+    for at in sorted(rng.sample(range(start, len(raw) - _PACKED_ALIGNMENT), 8)):
+        yield f"refuse.header.packed-cut-{at:07d}", raw[:at]
+
+
 def _flips(rng: random.Random, valid: bytes, start: int) -> Iterator[tuple[str, bytes]]:
     """Random damage: single bits, bytes, runs and cuts."""
     for _ in range(300):
@@ -770,6 +834,7 @@ def hostile_files(seed_file: Path, seed: int) -> Iterator[tuple[str, bytes]]:
         _vocabulary(model),
         _tensors(model),
         _flips(rng, valid, start),
+        _packed(rng, model),
     )
     seen: set[str] = set()
     for group in groups:

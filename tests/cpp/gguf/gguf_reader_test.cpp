@@ -366,6 +366,86 @@ TEST_CASE("gguf refuses: an unknown tensor type, by name and number") {
         "'t' has the type number " + std::to_string(type));
 }
 
+// A file of layout `layout` with one tensor of data that starts at a multiple of 64.
+GgufBuilder packed_file(std::string_view layout, testing::TensorSpec spec) {
+  GgufBuilder b;
+  b.alignment = 64;
+  b.scalar<uint32_t>("general.alignment", ValueType::U32, 64).string("gemmule.layout", layout);
+  b.tensor(std::move(spec));
+  return b;
+}
+testing::TensorSpec packed_spec(DType dtype, std::vector<uint64_t> shape) {
+  uint64_t n = 1;
+  for (const uint64_t dim : shape) n *= dim;
+  const DTypeInfo& info = dtype_info(dtype);
+  n = n / static_cast<uint64_t>(info.block_size) * static_cast<uint64_t>(info.block_bytes);
+  return {.name = "t",
+          .shape = std::move(shape),
+          .type = kPackedTypes + static_cast<uint32_t>(dtype),
+          .n_bytes = n,
+          .offset = {},
+          .n_dims = {}};
+}
+
+TEST_CASE("gguf: packed tensors are seen as such, next to others") {
+  for (const DType dtype : {DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1, DType::Q2_K,
+                            DType::Q3_K, DType::Q4_K, DType::Q5_K, DType::Q6_K})
+    for (const std::vector<uint64_t>& shape : {std::vector<uint64_t>{256, 8}, {512, 72}, {256, 64, 3}}) {
+      GgufBuilder b = packed_file("r8p64", packed_spec(dtype, shape));
+      b.f32("norm", {8});
+      const auto file = open_image(b.build());
+      CHECK(file->layout() == Layout::R8P64);
+      const GgufTensor& tensor = *file->find_tensor("t");
+      CHECK(tensor.dtype == dtype);
+      CHECK(tensor.layout == Layout::R8P64);
+      const Tensor view = file->view(tensor);
+      CHECK(view.layout == Layout::R8P64);
+      CHECK(static_cast<uint64_t>(view.size_bytes()) == tensor.n_bytes);
+      CHECK(reinterpret_cast<uintptr_t>(view.data) % 32 == 0);
+      CHECK(file->find_tensor("norm")->layout == Layout::Rows);
+      CHECK(file->view(*file->find_tensor("norm")).layout == Layout::Rows);
+    }
+  const auto plain = open_image(GgufBuilder().string("gemmule.layout", "gguf").f32("t", {8}).build());
+  CHECK(plain->layout() == Layout::Rows);
+  CHECK(open_image(GgufBuilder().f32("t", {8}).build())->layout() == Layout::Rows);
+}
+
+TEST_CASE("gguf refuses: packed tensors in a file of another layout") {
+  const std::string words = "'t' is packed Q4_K, but key 'gemmule.layout' is not 'r8p64'";
+  expect_image_refused(packed_file("gguf", packed_spec(DType::Q4_K, {256, 64})).build(), words);
+  expect_image_refused(one_tensor(packed_spec(DType::Q4_K, {256, 64})), words);
+}
+
+TEST_CASE("gguf refuses: packed tensors of types and shapes without a packed form") {
+  const auto refused = [](DType dtype, std::vector<uint64_t> shape, const std::string& words) {
+    expect_image_refused(packed_file("r8p64", packed_spec(dtype, std::move(shape))).build(), words);
+  };
+  for (const DType dtype : {DType::F32, DType::F16, DType::BF16})
+    refused(dtype, {256, 64}, "this type has no packed form");
+  refused(DType::Q8_0, {256}, "its 1 rows are not a multiple of 8");
+  refused(DType::Q8_0, {256, 12}, "its 12 rows are not a multiple of 8");
+  refused(DType::Q4_K, {256, 72, 2}, "its matrices have 72 rows, not a multiple of 64");
+  refused(DType::Q4_K, {256, 8, 8}, "its matrices have 8 rows, not a multiple of 64");
+  refused(DType::Q4_K, {128, 64}, "multiple of the 256");
+  for (const uint32_t type : {kPackedTypes + 4, kPackedTypes + 31, kPackedTypes + kPackedTypes}) {
+    testing::TensorSpec spec = packed_spec(DType::Q4_K, {256, 64});
+    spec.type = type;
+    expect_image_refused<UnsupportedError>(packed_file("r8p64", std::move(spec)).build(),
+                                           "'t' has the type number " + std::to_string(type));
+  }
+}
+
+TEST_CASE("gguf refuses: layouts it does not know, and packed files that are not aligned") {
+  const auto with = [](std::string_view layout) {
+    return GgufBuilder().string("gemmule.layout", layout).f32("t", {8}).build();
+  };
+  expect_image_refused<UnsupportedError>(with("r4"), "'gemmule.layout' is 'r4'");
+  expect_image_refused<UnsupportedError>(with(""), "'gemmule.layout' is ''");
+  expect_image_refused(with("r8p64"), "'general.alignment' is 32");
+  expect_image_refused(GgufBuilder().scalar<uint32_t>("gemmule.layout", ValueType::U32, 1).build(),
+                       "gemmule.layout");
+}
+
 TEST_CASE("gguf refuses: a row that is not a multiple of the block") {
   expect_image_refused(
       one_tensor({.name = "t", .shape = {48, 2}, .type = 8, .n_bytes = 102, .offset = {}, .n_dims = {}}),

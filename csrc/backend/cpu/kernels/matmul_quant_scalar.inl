@@ -221,10 +221,10 @@ struct Q6_K {  // in each half of 128 elements, ql holds quarters 0|2 and 1|3 (l
   }
 };
 
-// The contract. y itself is the chain of each output between blocks.
-template <class Format>
-void matmul(const uint8_t* w, int64_t w_stride, int64_t row_begin, int64_t row_end, const ActRows& x,
-            float* y, int64_t y_stride) noexcept {
+// The contract. y itself is the chain of each output between blocks. block_at(row, b) gives block b of a row.
+template <class Format, class BlockAt>
+void matmul_blocks(const BlockAt& block_at, int64_t row_begin, int64_t row_end, const ActRows& x, float* y,
+                   int64_t y_stride) noexcept {
   constexpr int kSize = Format::kSize;
   constexpr int kSub = Format::kSub;
   constexpr int kSumsPerBlock = kSize == 32 ? 1 : 16;  // sums of 32 codes (Q8_32) or of 16 codes (Q8_256)
@@ -234,8 +234,7 @@ void matmul(const uint8_t* w, int64_t w_stride, int64_t row_begin, int64_t row_e
     for (int64_t t = 0; t < x.n; ++t) y[t * y_stride + row] = 0.0f;
     for (int64_t b = 0; b < n_blocks; ++b) {
       Canonical<kSize, kSub> c;
-      const uint8_t* src = w + row * w_stride + b * static_cast<int64_t>(sizeof(typename Format::Block));
-      Format::unpack(load_block<typename Format::Block>(src), c);
+      Format::unpack(block_at(row, b), c);
       for (int64_t t = 0; t < x.n; ++t) {
         const int8_t* a = x.q + t * x.k + b * kSize;
         int32_t dot = 0;
@@ -257,6 +256,16 @@ void matmul(const uint8_t* w, int64_t w_stride, int64_t row_begin, int64_t row_e
       }
     }
   }
+}
+
+template <class Format>
+void matmul(const uint8_t* w, int64_t w_stride, int64_t row_begin, int64_t row_end, const ActRows& x,
+            float* y, int64_t y_stride) noexcept {
+  using Block = typename Format::Block;
+  const auto block_at = [&](int64_t row, int64_t b) noexcept {
+    return load_block<Block>(w + row * w_stride + b * static_cast<int64_t>(sizeof(Block)));
+  };
+  matmul_blocks<Format>(block_at, row_begin, row_end, x, y, y_stride);
 }
 
 // Blocks of Size activations to int8; one sum per Group codes. A block whose largest magnitude m is zero, so
@@ -348,8 +357,6 @@ void quantize_q8_256(const float* x, int64_t k, int8_t* q, float* d, int16_t* su
 }
 
 size_t matmul_scratch_bytes(int64_t, int64_t) noexcept { return 0; }
-
-constexpr void add_packed_kernels(KernelTable&) {}
 
 }  // namespace
 }  // namespace gemmule

@@ -1,0 +1,108 @@
+// The hash runs over the bytes one by one, h <- mix((h ^ byte) * key), so that the hashes of all parts of a
+// text that begin at one place come from a single pass.
+#include "gguf/string_index.h"
+
+#include <algorithm>
+#include <bit>
+#include <random>
+#include <stdexcept>
+#include <utility>
+
+#include "core/utf8.h"
+
+namespace gemmule {
+namespace {
+
+constexpr size_t kMaxItems = size_t{1} << 24;
+constexpr uint64_t kUpperHalf = 0xffffffff00000000u;
+
+uint64_t make_key() {
+  std::random_device device;
+  return (uint64_t{device()} << 32) | device() | 1;  // odd: multiplying loses no bit
+}
+
+// One key for the process; what is found does not depend on it.
+uint64_t hash_key() {
+  static const uint64_t key = make_key();
+  return key;
+}
+
+inline uint64_t add_byte(uint64_t hash, char byte, uint64_t key) {
+  hash = (hash ^ static_cast<uint8_t>(byte)) * key;
+  return hash ^ (hash >> 32);
+}
+
+uint64_t hash_of(std::string_view text, uint64_t key) {
+  uint64_t hash = key;
+  for (const char c : text) hash = add_byte(hash, c, key);
+  return hash;
+}
+
+// Without a branch in the loop, which most tokens pass.
+bool is_ascii(std::string_view text) {
+  uint8_t seen = 0;
+  for (const char c : text) seen |= static_cast<uint8_t>(c);
+  return seen < 0x80;
+}
+
+bool begins_character(char byte) { return (static_cast<uint8_t>(byte) & 0xc0) != 0x80; }
+
+}  // namespace
+
+StringIndex::StringIndex(std::vector<std::string_view> items, std::shared_ptr<const void> owner)
+    : items_(std::move(items)), owner_(std::move(owner)) {
+  if (items_.size() > kMaxItems) throw std::invalid_argument("an index takes at most 2^24 strings");
+  slots_.assign(std::bit_ceil(2 * items_.size() + 2), 0);
+  const uint64_t key = hash_key();
+  for (uint32_t i = 0; i < items_.size(); ++i) {
+    const std::string_view item = items_[i];
+    const uint64_t hash = hash_of(item, key);
+    longest_ = std::max(longest_, item.size());
+    uint64_t slot = slot_of(hash);
+    for (; slots_[slot] != 0; slot = slot_of(slot + 1)) {
+      const uint32_t other = static_cast<uint32_t>(slots_[slot]) - 1;
+      if ((slots_[slot] & kUpperHalf) != (hash & kUpperHalf) || items_[other] != item) continue;
+      first_repeated_ = std::min(first_repeated_.value_or(other), other);
+      break;
+    }
+    slots_[slot] = (hash & kUpperHalf) | (i + 1);
+  }
+}
+
+std::optional<uint32_t> StringIndex::probe(uint64_t hash, std::string_view text) const {
+  for (uint64_t slot = slot_of(hash); slots_[slot] != 0; slot = slot_of(slot + 1)) {
+    const uint32_t i = static_cast<uint32_t>(slots_[slot]) - 1;
+    if ((slots_[slot] & kUpperHalf) == (hash & kUpperHalf) && items_[i] == text) return i;
+  }
+  return std::nullopt;
+}
+
+std::optional<uint32_t> StringIndex::find(std::string_view text) const {
+  return probe(hash_of(text, hash_key()), text);
+}
+
+std::vector<uint32_t> StringIndex::find_inside(std::string_view text) const {
+  const uint64_t key = hash_key();
+  std::vector<uint32_t> found;
+  for (size_t start = 0; start < text.size(); ++start) {
+    if (!begins_character(text[start])) continue;
+    const size_t end = start + std::min(longest_, text.size() - start);
+    uint64_t hash = key;
+    for (size_t i = start; i < end; ++i) {
+      hash = add_byte(hash, text[i], key);
+      if (i + 1 < text.size() && !begins_character(text[i + 1])) continue;
+      if (const auto at = probe(hash, text.substr(start, i + 1 - start))) found.push_back(*at);
+    }
+  }
+  std::sort(found.begin(), found.end());
+  found.erase(std::unique(found.begin(), found.end()), found.end());
+  return found;
+}
+
+std::optional<uint32_t> StringIndex::first_not_utf8() const {
+  for (uint32_t i = 0; i < items_.size(); ++i)
+    if (!is_ascii(items_[i]) && !is_utf8(items_[i])) return i;
+  return std::nullopt;
+}
+
+}  // namespace gemmule
