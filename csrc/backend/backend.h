@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -81,6 +82,12 @@ struct Routes {
   int64_t n_places() const { return n * n_used; }
 };
 
+// What a backend that brings weights into an order of its own may do.
+struct Repacking {
+  std::function<bool(int64_t n_bytes)> may_take;  // whether so much more memory may be taken now
+  std::function<void(const uint8_t* begin, int64_t n_bytes)> release;  // bytes of the file no longer needed
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -91,6 +98,10 @@ class Backend {
   // Makes a weight usable by this backend: a view on the CPU, a copy elsewhere. The file outlives the
   // backend.
   virtual Tensor place(const Tensor& file_view) = 0;
+  // Matrices of a mapped file that the backend may bring into an order of its own while it runs. Results stay
+  // the same to the bit. Once, before the first computation.
+  virtual void allow_repacking(std::span<const Tensor> matrices, Repacking repacking) = 0;
+  virtual int64_t repacked_bytes() const = 0;            // so far
   virtual Rows alloc(int64_t n_rows, int64_t cols) = 0;  // zeroed; lives as long as the backend
   virtual Routes alloc_routes(int64_t n_rows, int64_t n_experts, int64_t n_used) = 0;
   // Called before the first computation with the largest step, and again when something larger is to come:

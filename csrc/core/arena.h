@@ -9,6 +9,8 @@ class Arena {
  public:
   Arena() = default;
   explicit Arena(int64_t n_bytes);  // throws NotEnoughMemoryError
+  // For large memory that is read in one stream: asks for pages of 2 MiB, where the system has them.
+  static Arena huge(int64_t n_bytes);
   ~Arena();
   Arena(Arena&& other) noexcept;
   Arena& operator=(Arena&& other) noexcept;
@@ -23,6 +25,8 @@ class Arena {
  private:
   uint8_t* data_ = nullptr;
   int64_t size_ = 0;
+  int64_t before_ = 0;  // bytes mapped before data_, for its alignment
+  int64_t mapped_ = 0;  // bytes in all
 };
 
 }  // namespace gemmule

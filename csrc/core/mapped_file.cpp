@@ -86,6 +86,13 @@ MappedFile::~MappedFile() {
   ::close(fd_);
 }
 
+void MappedFile::release(const uint8_t* begin, int64_t n_bytes) const noexcept {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const uintptr_t from = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
+  const uintptr_t to = (reinterpret_cast<uintptr_t>(begin) + static_cast<uintptr_t>(n_bytes)) / page * page;
+  if (from < to) ::madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
+}
+
 void MappedFile::check_not_truncated() const {
   struct stat info {};
   if (::fstat(fd_, &info) != 0)

@@ -18,6 +18,10 @@ class MappedFile {
   const uint8_t* data() const { return data_; }
   int64_t size() const { return size_; }
 
+  // Gives the memory of the whole pages inside [begin, begin + n_bytes) back to the system. They are read
+  // from the file again when somebody touches them.
+  void release(const uint8_t* begin, int64_t n_bytes) const noexcept;
+
   // Throws FormatError when the file on disk has become shorter than the mapping: reading on would raise
   // SIGBUS.
   void check_not_truncated() const;

@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "engine/memory_plan.h"
+#include "quant/packed.h"
 
 namespace gemmule {
 namespace {
@@ -31,7 +32,28 @@ LoadedModel::LoadedModel(std::shared_ptr<const GgufFile> file, const LoadOptions
       backend_(open_cpu(options.isa, options.n_threads)),
       weights_(Weights::bind(*file_, config_, *backend_)),
       n_ubatch_(checked_ubatch(config_, options.n_ubatch)),
-      gemma_(config_, weights_, *backend_, n_ubatch_, kLogitRows) {}
+      gemma_(config_, weights_, *backend_, n_ubatch_, kLogitRows) {
+  if (options.packing != Packing::Never) allow_packing(options.packing);
+}
+
+void LoadedModel::allow_packing(Packing packing) {
+  constexpr int64_t kKeptFree = int64_t{1} << 30;
+  // Pages of the file give way to other programs; packed weights would have to be swapped out.
+  const auto fits = [](int64_t n_bytes) {
+    const int64_t have = available_memory();
+    return have == 0 || have > n_bytes + kKeptFree;
+  };
+  if (packing == Packing::Auto && !fits(weight_bytes())) return;
+  std::vector<Tensor> matrices;
+  for (const GgufTensor& tensor : file_->tensors()) {
+    // The matrices of a tensor with more dimensions (experts) must each begin with a panel.
+    const bool is_aligned = tensor.shape.size() <= 2 || tensor.shape[1] % kPanelRows == 0;
+    if (tensor.shape.size() >= 2 && is_aligned) matrices.push_back(file_->view(tensor));
+  }
+  backend_->allow_repacking(
+      matrices, {[fits, packing](int64_t n_bytes) { return packing == Packing::Always || fits(n_bytes); },
+                 [this](const uint8_t* begin, int64_t n_bytes) { file_->file().release(begin, n_bytes); }});
+}
 
 Gemma4& LoadedModel::for_rows(int64_t n_rows) {
   if (n_rows <= n_ubatch_) return gemma_;
@@ -60,6 +82,13 @@ int64_t LoadedModel::n_params() const {
 int64_t LoadedModel::weight_bytes() const {
   int64_t n = 0;
   for (const GgufTensor& tensor : file_->tensors()) n += static_cast<int64_t>(tensor.n_bytes);
+  return n;
+}
+
+int64_t LoadedModel::packed_bytes() const {
+  int64_t n = backend_->repacked_bytes();
+  for (const GgufTensor& tensor : file_->tensors())
+    if (file_->view(tensor).layout == Layout::R8P64) n += static_cast<int64_t>(tensor.n_bytes);
   return n;
 }
 

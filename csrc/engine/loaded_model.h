@@ -14,10 +14,14 @@
 
 namespace gemmule {
 
+// Whether weights are brought into the kernels' own order in memory (backend/cpu/packed_weights.h).
+enum class Packing { Auto, Always, Never };  // Auto: where all of them fit into free memory
+
 struct LoadOptions {
   int n_threads = 0;       // 0: the physical cores
   std::string isa;         // empty: the best level this machine can run
   int64_t n_ubatch = 256;  // rows of one step at most
+  Packing packing = Packing::Auto;
 };
 inline constexpr int64_t kMaxUbatch = 4096;
 inline constexpr int64_t kLogitRows = 16;  // rows of logits held at a time: 16 MB at Gemma's vocabulary
@@ -40,6 +44,7 @@ class LoadedModel {
   int64_t n_ubatch() const { return n_ubatch_; }
   int64_t n_params() const;
   int64_t weight_bytes() const;
+  int64_t packed_bytes() const;  // of weights that are in the kernels' order by now, from the file or since
 
   // fn(gemma) with the model to itself, for a step of up to n_rows rows; checks first that the file is still
   // whole. Steps of more than n_ubatch rows (a long image) throw NotEnoughMemoryError where they cannot fit.
@@ -59,6 +64,7 @@ class LoadedModel {
 
  private:
   Gemma4& for_rows(int64_t n_rows);
+  void allow_packing(Packing packing);
 
   std::shared_ptr<const GgufFile> file_;
   Config config_;

@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "model/binder.h"
+#include "quant/packed.h"
 
 namespace gemmule {
 namespace {
@@ -56,6 +57,8 @@ void bind_experts(LayerWeights& l, Binder& bind, const Config& c, const LayerCon
   l.router_scale = bind.vector(block + "ffn_gate_inp.scale", c.d_model);
   if (bind.has(both)) {
     const Experts gate_up = bind.experts(both, n, 2 * d_ff, c.d_model);
+    if (gate_up.first.layout != Layout::Rows && d_ff % kPanelRows != 0)
+      bind.refuse(both, "is packed, but its gate does not end with a panel; unpack the file");
     l.expert_gate = rows_of(gate_up, 0, d_ff);
     l.expert_up = rows_of(gate_up, d_ff, d_ff);
   } else {

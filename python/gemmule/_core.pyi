@@ -18,6 +18,7 @@ __all__: list[str] = [
     "Sampler",
     "Session",
     "StopToken",
+    "StringIndex",
     "Xxh64",
     "append_together",
     "block_size",
@@ -25,7 +26,9 @@ __all__: list[str] = [
     "cpu_info",
     "dequantize",
     "memory_plan",
+    "pack_rows",
     "quantize",
+    "unpack_rows",
 ]
 
 class GgufFile:
@@ -45,7 +48,7 @@ class GgufFile:
 
     def keys(self) -> list[str]: ...
     def tensors(self) -> list[typing.Any]:
-        """(name, type, shape with the contiguous dimension first, offset, bytes) of each tensor."""
+        """(name, type, shape with the contiguous dimension first, offset, bytes, layout) of each tensor."""
 
     def type_of(self, key: str) -> str:
         """ "u32", "string", "array[string] x 262144", ..."""
@@ -60,6 +63,26 @@ class GgufFile:
     def path(self) -> str: ...
     @property
     def version(self) -> int: ...
+
+class StringIndex:
+    """A string array that is searched where it lies in the file."""
+
+    def __getitem__(self, i: typing.SupportsInt | typing.SupportsIndex) -> bytes: ...
+    @typing.overload
+    def __init__(self, file: GgufFile, key: str) -> None: ...
+    @typing.overload
+    def __init__(self, items: collections.abc.Sequence[bytes]) -> None: ...
+    def __len__(self) -> int: ...
+    def find(self, text: bytes) -> int | None:
+        """The position of a string, the last one of equal ones, or None."""
+
+    def find_inside(self, text: bytes) -> list[typing.Any]:
+        """(position, string) of all items that are part of a UTF-8 text, cut between characters."""
+
+    @property
+    def first_not_utf8(self) -> int | None: ...
+    @property
+    def first_repeated(self) -> int | None: ...
 
 class StopToken:
     """A flag that ends a computation from any thread."""
@@ -80,6 +103,7 @@ class Model:
         n_threads: typing.SupportsInt | typing.SupportsIndex = 0,
         isa: str = "",
         n_ubatch: typing.SupportsInt | typing.SupportsIndex = 256,
+        packing: str = "auto",
     ) -> None: ...
     def session(
         self, *, n_ctx: typing.SupportsInt | typing.SupportsIndex, kv_type: str = "f16"
@@ -106,6 +130,8 @@ class Model:
     def n_vocab(self) -> int: ...
     @property
     def name(self) -> str: ...
+    @property
+    def packed_bytes(self) -> int: ...
     @property
     def suppress_tokens(self) -> list[int]: ...
     @property
@@ -318,5 +344,21 @@ def memory_plan(
 ) -> dict[str, typing.Any]:
     """Bytes a model needs, from its header alone."""
 
+def pack_rows(
+    dtype: str,
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    cols: typing.SupportsInt | typing.SupportsIndex,
+    data: numpy.typing.NDArray[numpy.uint8],
+) -> numpy.typing.NDArray[numpy.uint8]:
+    """The GGUF rows of a matrix in the packed layout r8p64, as many bytes."""
+
 def quantize(array: numpy.typing.NDArray[numpy.float32], type: str) -> numpy.typing.NDArray[numpy.uint8]:
     """float32 numbers -> uint8 blocks of a tensor type, one dimension."""
+
+def unpack_rows(
+    dtype: str,
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    cols: typing.SupportsInt | typing.SupportsIndex,
+    data: numpy.typing.NDArray[numpy.uint8],
+) -> numpy.typing.NDArray[numpy.uint8]:
+    """The packed bytes of a matrix as GGUF rows."""

@@ -1,5 +1,6 @@
 """What a file is and what it needs, from its header alone: no weight is read, so this takes milliseconds."""
 
+import dataclasses
 import math
 import os
 from collections import Counter
@@ -105,7 +106,7 @@ def info_of(file: _core.GgufFile, mmproj: _core.GgufFile | None = None) -> Model
 
     architecture = read("general.architecture", "")
     tensors = file.tensors()
-    shapes = {name: shape for name, _, shape, _, _ in tensors}
+    shapes = {name: shape for name, _, shape, *_ in tensors}
     embedding = shapes.get("token_embd.weight", ())
     sections = sorted(
         {key.split(".")[2] for key in keys if key.startswith("gemmule.section.") and key.count(".") > 2}
@@ -124,15 +125,16 @@ def info_of(file: _core.GgufFile, mmproj: _core.GgufFile | None = None) -> Model
         modalities=modalities_of(mmproj or section_file(file, "mmproj")),
         has_drafter="drafter" in sections,
         sections=tuple(sections),
+        layout=read("gemmule.layout", "gguf"),
     )
 
 
-def _quantization(file_type: int, tensors: list[tuple[str, str, tuple[int, ...], int, int]]) -> str:
+def _quantization(file_type: int, tensors: list[Any]) -> str:
     """The file's own word for it, else the type that most of its bytes have."""
     if file_type in _FILE_TYPES:
         return _FILE_TYPES[file_type]
     n_bytes: Counter[str] = Counter()
-    for _, kind, _, _, size in tensors:
+    for _, kind, _, _, size, *_ in tensors:
         n_bytes[kind] += size
     return n_bytes.most_common(1)[0][0] if n_bytes else "none"
 
@@ -164,7 +166,9 @@ def checked_context(n_ctx: object) -> ContextSize:
     return whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
 
 
-def choose_plan(file: _core.GgufFile, n_ctx: ContextSize, *, kv_type: str) -> MemoryPlan:
+def choose_plan(
+    file: _core.GgufFile, n_ctx: ContextSize, *, kv_type: str, memory_limit: int | None = None
+) -> MemoryPlan:
     """Settles the context size, or refuses with the numbers.
 
     "auto" is the largest of 4k, 8k, 16k and 32k that fits with a tenth of the memory kept free, and never
@@ -172,7 +176,10 @@ def choose_plan(file: _core.GgufFile, n_ctx: ContextSize, *, kv_type: str) -> Me
     """
 
     def plan(size: int, reason: str) -> MemoryPlan:
-        return plan_for(file, n_ctx=size, kv_type=kv_type, reason=reason)
+        free = plan_for(file, n_ctx=size, kv_type=kv_type, reason=reason)
+        if memory_limit is None:
+            return free
+        return dataclasses.replace(free, available=min(free.available, memory_limit))
 
     trained = plan(1, "").n_ctx_train
     if n_ctx == "auto":
@@ -188,9 +195,10 @@ def choose_plan(file: _core.GgufFile, n_ctx: ContextSize, *, kv_type: str) -> Me
         above = f", above the trained {trained}" if n_ctx > trained else ""
         chosen = plan(n_ctx, f"{n_ctx} of {trained}: as asked{above}")
     if chosen.total > chosen.available:
+        limited = chosen.available == memory_limit
         raise NotEnoughMemoryError(
             f"{file.path} needs {format_bytes(chosen.total)} with a context of {chosen.n_ctx} tokens "
-            f"but only {format_bytes(chosen.available)} are available; "
+            f"but only {format_bytes(chosen.available)} are {'allowed' if limited else 'available'}; "
             "choose a smaller context or a smaller quantization"
         )
     return chosen

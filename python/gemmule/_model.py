@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
-from gemmule._checks import MAX_CONTEXT, MAX_THREADS, kv_format, path_text, whole
+from gemmule._checks import MAX_CONTEXT, MAX_THREADS, byte_size, kv_format, path_text, whole
 from gemmule._errors import DeviceError, Error
 from gemmule._inspect import ContextSize, checked_context, choose_plan, info_of, section_file
 from gemmule._media.embedder import MediaFrontEnd, find_mmproj
@@ -39,8 +39,10 @@ class Model:
     n_ctx: "auto" (the largest of 4k, 8k, 16k, 32k that fits), "max" (what the model was trained for) or a
     number. n_threads: None uses all physical cores. kv_type: "f16" or "f32". mmproj: the file with the image
     and audio embedders; None takes those inside the model file, else the one lying beside it; False takes
-    none. isa: None picks the best instruction set ($GEMMULE_CPU_ISA overrides). The results do not depend on
-    n_threads or isa.
+    none. packed: whether weights are brought into the kernels' own order while the model runs, which takes no
+    more memory but memory of its own instead of the file's pages; "auto" does so where it fits. memory_limit:
+    what the model and one session may take, in bytes or such as "7.5GB". isa: None picks the best instruction set
+    ($GEMMULE_CPU_ISA overrides). The results do not depend on n_threads, packed or isa.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class Model:
         device: str = "auto",
         kv_type: str = "f16",
         mmproj: str | os.PathLike[str] | Literal[False] | None = None,
+        packed: bool | Literal["auto"] = "auto",
+        memory_limit: int | str | None = None,
         isa: str | None = None,
     ) -> None:
         if device not in ("auto", "cpu"):
@@ -63,8 +67,12 @@ class Model:
         self._lock = threading.RLock()
         self._core: _core.Model | None = None
         chosen_isa = isa if isa is not None else os.environ.get("GEMMULE_CPU_ISA", "")
-        core = _core.Model(path_text(path), n_threads=wanted or 0, isa=chosen_isa)
-        self._plan = choose_plan(core.file, n_ctx, kv_type=kv_type)
+        if not (packed == "auto" or isinstance(packed, bool)):
+            raise TypeError(f"packed must be True, False or 'auto', not {packed!r}")
+        limit = None if memory_limit is None else byte_size("memory_limit", memory_limit)
+        packing = {"auto": "auto", True: "always", False: "never"}[packed]
+        core = _core.Model(path_text(path), n_threads=wanted or 0, isa=chosen_isa, packing=packing)
+        self._plan = choose_plan(core.file, n_ctx, kv_type=kv_type, memory_limit=limit)
         self._file = core.file
         self._tokenizer = Tokenizer(core.file)
         self._media = MediaFrontEnd(core.file.path, _mmproj_of(core, mmproj), self._tokenizer)

@@ -11,6 +11,7 @@
 #include "backend/cpu/kernel_select.h"
 #include "core/error.h"
 #include "quant/codec.h"
+#include "quant/packed.h"
 
 namespace gemmule {
 namespace {
@@ -19,7 +20,6 @@ namespace {
 // preempted worker holds little.
 constexpr int64_t kJobBytes = 128 * 1024;
 constexpr int64_t kJobRowsPrefill = 64;  // rows of a job when many tokens share them
-constexpr int64_t kRowsMultiple = 8;     // the kernels work on groups of 8 rows
 
 }  // namespace
 
@@ -38,7 +38,8 @@ int64_t CpuBackend::job_rows(const Tensor& w, int64_t n_tokens) const {
   int64_t rows = n_tokens < 4 ? kJobBytes / w.row_size() : kJobRowsPrefill;
   rows = std::min(rows,
                   w.rows / (4 * n_threads()));  // at least four jobs a thread, where the matrix has the rows
-  return std::max(kRowsMultiple, rows / kRowsMultiple * kRowsMultiple);
+  if (rows >= kPanelRows) return rows / kPanelRows * kPanelRows;
+  return std::max(kGroupRows, rows / kGroupRows * kGroupRows);
 }
 
 std::unique_ptr<Backend> open_cpu(const std::string& isa, int n_threads) {
@@ -63,7 +64,8 @@ void CpuBackend::reserve(int64_t max_rows, int64_t max_cols, int64_t max_head_di
   const auto grow = [](Arena& arena, int64_t n_bytes) {
     if (n_bytes > arena.size()) arena = Arena(n_bytes);
   };
-  const auto scratch_bytes = static_cast<int64_t>((std::max(matmul, attend) + 4095) / 4096 * 4096);
+  const auto row = static_cast<size_t>(max_row_bytes_);
+  const auto scratch_bytes = static_cast<int64_t>((std::max({matmul, attend, row}) + 4095) / 4096 * 4096);
   grow(scratch_, scratch_bytes * pool_.n_threads());
   scratch_bytes_ = std::max(scratch_bytes_, scratch_bytes);
   const int64_t n = max_rows * max_cols;
@@ -94,9 +96,20 @@ void CpuBackend::add_vector(Rows x, const Tensor& b) {
 
 void CpuBackend::embed(Rows y, const Tensor& table, std::span<const int32_t> tokens, float scale) {
   const Codec& row_codec = codec(table.dtype);
-  each_row(y.n, [&](int64_t i) {
-    float* row = y.data + i * y.cols;
-    row_codec.dequantize_row(table.row(tokens[static_cast<size_t>(i)]), row, y.cols);
+  const PackedWeights::View w = weights_.view(table);
+  Tensor panels = table;
+  panels.data = w.panels;
+  panels.layout = Layout::R8P64;
+  pool_.run(y.n, [&](int64_t i, int thread) {
+    const int64_t token = tokens[static_cast<size_t>(i)];
+    float* const row = y.data + i * y.cols;
+    if (token < w.n_packed) {
+      auto* const blocks = static_cast<uint8_t*>(scratch(thread));
+      unpack_row(panels, token, blocks);
+      row_codec.dequantize_row(blocks, row, y.cols);
+    } else {
+      row_codec.dequantize_row(table.row(token), row, y.cols);
+    }
     kernels_.scale(row, scale, y.cols);
   });
 }
@@ -148,46 +161,53 @@ CpuBackend::Inputs CpuBackend::prepare(Rows x, std::span<const DType> weights) {
   return in;
 }
 
-void CpuBackend::multiply(const Product& product, const Inputs& in, int64_t row_begin, int64_t row_end,
-                          int thread) {
-  const Tensor& w = product.w;
-  kernels_.matmul[static_cast<size_t>(w.dtype)](w.data, w.row_size(), row_begin, row_end, in.of(w.dtype),
-                                                product.y.data, product.y.cols, scratch(thread));
+void CpuBackend::multiply(Rows y, const PackedWeights::View& w, const Inputs& in, int64_t row_begin,
+                          int64_t row_end, int thread) {
+  const auto type = static_cast<size_t>(w.rows.dtype);
+  const ActRows& x = in.of(w.rows.dtype);
+  const int64_t split = std::clamp(w.n_packed, row_begin, row_end);
+  if (row_begin < split)
+    kernels_.matmul_packed[type](w.panels, w.rows.rows, row_begin, split, x, y.data, y.cols, scratch(thread));
+  if (split < row_end)
+    kernels_.matmul[type](w.rows.data, w.rows.row_size(), split, row_end, x, y.data, y.cols, scratch(thread));
 }
 
 void CpuBackend::matmul(std::span<const Product> products, Rows x) {
   constexpr size_t kMaxProducts = 4;
   std::array<int64_t, kMaxProducts> first_job{}, rows{};
   std::array<DType, kMaxProducts> types{};
+  std::array<PackedWeights::View, kMaxProducts> w{};
   int64_t n_jobs = 0;
   for (size_t i = 0; i < products.size(); ++i) {
-    const Tensor& w = products[i].w;
-    types[i] = w.dtype;
+    w[i] = weights(products[i].w, x.n);
+    types[i] = products[i].w.dtype;
     first_job[i] = n_jobs;
-    rows[i] = job_rows(w, x.n);
-    n_jobs += (w.rows + rows[i] - 1) / rows[i];
+    rows[i] = job_rows(products[i].w, x.n);
+    n_jobs += (products[i].w.rows + rows[i] - 1) / rows[i];
   }
   const Inputs in = prepare(x, std::span<const DType>(types).first(products.size()));
   pool_.run(n_jobs, [&](int64_t job, int thread) {
     size_t i = products.size() - 1;
     while (job < first_job[i]) --i;
     const int64_t begin = (job - first_job[i]) * rows[i];
-    multiply(products[i], in, begin, std::min(begin + rows[i], products[i].w.rows), thread);
+    multiply(products[i].y, w[i], in, begin, std::min(begin + rows[i], w[i].rows.rows), thread);
   });
 }
 
 void CpuBackend::gated_gelu(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, Rows x) {
+  const PackedWeights::View w_gate = weights(gate, x.n), w_up = weights(up, x.n);
   const Inputs in = prepare(x, {gate.dtype, up.dtype});
   const int64_t rows = job_rows(gate, x.n);
   pool_.run((gate.rows + rows - 1) / rows, [&](int64_t job, int thread) {
-    multiply_gated(y, tmp, gate, up, in, job * rows, std::min((job + 1) * rows, gate.rows), thread);
+    multiply_gated(y, tmp, w_gate, w_up, in, job * rows, std::min((job + 1) * rows, gate.rows), thread);
   });
 }
 
-void CpuBackend::multiply_gated(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, const Inputs& in,
-                                int64_t row_begin, int64_t row_end, int thread) {
-  multiply({y, gate}, in, row_begin, row_end, thread);
-  multiply({tmp, up}, in, row_begin, row_end, thread);
+void CpuBackend::multiply_gated(Rows y, Rows tmp, const PackedWeights::View& gate,
+                                const PackedWeights::View& up, const Inputs& in, int64_t row_begin,
+                                int64_t row_end, int thread) {
+  multiply(y, gate, in, row_begin, row_end, thread);
+  multiply(tmp, up, in, row_begin, row_end, thread);
   for (int64_t t = 0; t < y.n; ++t) {
     float* out = y.data + t * y.cols + row_begin;
     kernels_.gelu_mul(out, out, tmp.data + t * tmp.cols + row_begin, row_end - row_begin);

@@ -5,10 +5,12 @@
 #include <initializer_list>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
 #include "backend/cpu/kernel_table.h"
+#include "backend/cpu/packed_weights.h"
 #include "core/arena.h"
 #include "core/thread_pool.h"
 
@@ -21,7 +23,14 @@ class CpuBackend final : public Backend {
   const char* isa() const override { return kernels_.name; }
   int n_threads() const override { return pool_.n_threads(); }
 
-  Tensor place(const Tensor& file_view) override { return file_view; }
+  Tensor place(const Tensor& file_view) override {
+    max_row_bytes_ = std::max(max_row_bytes_, file_view.row_size());
+    return file_view;
+  }
+  void allow_repacking(std::span<const Tensor> matrices, Repacking repacking) override {
+    weights_.allow(matrices, std::move(repacking), kernels_);
+  }
+  int64_t repacked_bytes() const override { return weights_.packed_bytes(); }
   Rows alloc(int64_t n_rows, int64_t cols) override;
   Routes alloc_routes(int64_t n_rows, int64_t n_experts, int64_t n_used) override;
   void reserve(int64_t max_rows, int64_t max_cols, int64_t max_head_dim) override;
@@ -65,21 +74,29 @@ class CpuBackend final : public Backend {
     return prepare(x, std::span(weights.begin(), weights.size()));
   }
   Inputs prepare(Rows x, std::span<const DType> weights);
-  void multiply(const Product& product, const Inputs& in, int64_t row_begin, int64_t row_end, int thread);
+  void multiply(Rows y, const PackedWeights::View& w, const Inputs& in, int64_t row_begin, int64_t row_end,
+                int thread);
   // Rows [row_begin, row_end) of y = gelu(gate x) * (up x)
-  void multiply_gated(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, const Inputs& in,
-                      int64_t row_begin, int64_t row_end, int thread);
+  void multiply_gated(Rows y, Rows tmp, const PackedWeights::View& gate, const PackedWeights::View& up,
+                      const Inputs& in, int64_t row_begin, int64_t row_end, int thread);
   template <class Fn>
   void each_row(int64_t n_rows, Fn&& fn);
+  // What a product with n_tokens rows reads; may pack a piece of it first.
+  PackedWeights::View weights(const Tensor& w, int64_t n_tokens) {
+    weights_.advance(w, n_tokens, kernels_, pool_);
+    return weights_.view(w);
+  }
   template <class Fn>
   void each_expert_job(const Experts& w, const Routes& routes, Fn&& fn);
   void* scratch(int thread) { return scratch_.data() + static_cast<int64_t>(thread) * scratch_bytes_; }
 
   const KernelTable& kernels_;
   ThreadPool pool_;
+  PackedWeights weights_;
   std::vector<Arena> buffers_;
   Arena scratch_;  // [n_threads][scratch_bytes_]
   int64_t scratch_bytes_ = 0;
+  int64_t max_row_bytes_ = 0;                         // of any weight, for `embed`
   int64_t attend_rows_ = 64;                          // query rows of one attention job at most
   Arena q32_, d32_, sums32_, q256_, d256_, sums256_;  // quantized input rows, see ActRows
 };

@@ -83,20 +83,23 @@ void CpuBackend::each_expert_job(const Experts& w, const Routes& routes, Fn&& fn
 }
 
 void CpuBackend::expert_matmul(Rows y, const Experts& w, Rows x, const Routes& routes) {
+  weights_.advance(w.first, routes.n_places(), kernels_, pool_);
   const Inputs in = prepare(x, {w.first.dtype});
-  each_expert_job(w, routes,
-                  [&](int64_t expert, int64_t first, int64_t n, int64_t begin, int64_t end, int thread) {
-                    multiply({y.from(first, n), w.of(expert)}, in.rows(first, n), begin, end, thread);
-                  });
+  each_expert_job(
+      w, routes, [&](int64_t expert, int64_t first, int64_t n, int64_t begin, int64_t end, int thread) {
+        multiply(y.from(first, n), weights_.view(w.of(expert)), in.rows(first, n), begin, end, thread);
+      });
 }
 
 void CpuBackend::expert_gated_gelu(Rows y, Rows tmp, const Experts& gate, const Experts& up, Rows x,
                                    const Routes& routes) {
+  weights_.advance(gate.first, routes.n_places(), kernels_, pool_);
+  weights_.advance(up.first, routes.n_places(), kernels_, pool_);
   const Inputs in = prepare(x, {gate.first.dtype, up.first.dtype});
   each_expert_job(gate, routes,
                   [&](int64_t expert, int64_t first, int64_t n, int64_t begin, int64_t end, int thread) {
-                    multiply_gated(y.from(first, n), tmp.from(first, n), gate.of(expert), up.of(expert),
-                                   in.rows(first, n), begin, end, thread);
+                    multiply_gated(y.from(first, n), tmp.from(first, n), weights_.view(gate.of(expert)),
+                                   weights_.view(up.of(expert)), in.rows(first, n), begin, end, thread);
                   });
 }
 

@@ -1,0 +1,54 @@
+// Where products find their weights. A matrix starts in the order of its file and is brought into panels
+// (quant/packed.h) piece by piece while products use it: a piece is packed, then its bytes of the file are
+// given back, so there are never two resident copies. Both orders give the same bits, so nobody can tell when
+// it happens. Matrices of a packed file are in panels from the start.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cpu/kernel_table.h"
+#include "core/arena.h"
+#include "core/thread_pool.h"
+
+namespace gemmule {
+
+class PackedWeights {
+ public:
+  // A matrix as a product sees it: rows [0, n_packed) are in `panels`, the others in GGUF's order in `rows`.
+  struct View {
+    Tensor rows;
+    const uint8_t* panels = nullptr;
+    int64_t n_packed = 0;
+  };
+
+  // Matrices that may be packed; those without a kernel for it are left out.
+  void allow(std::span<const Tensor> matrices, Repacking repacking, const KernelTable& kernels);
+
+  View view(const Tensor& w) const;
+
+  // Packs a piece of the matrix that a product with n_tokens rows is about to read: all that is left of it
+  // when there are many rows, for then the reading is a small part of the work, else a small share.
+  void advance(const Tensor& w, int64_t n_tokens, const KernelTable& kernels, ThreadPool& pool);
+
+  int64_t packed_bytes() const { return packed_bytes_.load(std::memory_order_relaxed); }  // from any thread
+
+ private:
+  struct Matrix {
+    Tensor file;
+    Arena panels;
+    int64_t n_packed = 0;  // rows, whole panels
+    bool is_refused = false;
+  };
+  const Matrix* find(const uint8_t* data) const;
+  void pack_piece(Matrix& matrix, int64_t row_end, const KernelTable& kernels, ThreadPool& pool);
+
+  std::vector<Matrix> matrices_;  // by address in the file
+  Repacking repacking_;
+  std::atomic<int64_t> packed_bytes_{0};
+};
+
+}  // namespace gemmule
