@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gemmule._convert.bundle import bundle, split, verify
     from gemmule._convert.convert import convert, quantize_file
     from gemmule._convert.imatrix import imatrix
+    from gemmule._convert.pack import pack, unpack
     from gemmule._core import StopToken
     from gemmule._errors import (
         Cancelled,
@@ -104,9 +105,11 @@ __all__ = [
     "estimate",
     "imatrix",
     "inspect",
+    "pack",
     "quantize",
     "quantize_file",
     "split",
+    "unpack",
     "verify",
 ]
 
@@ -117,6 +120,7 @@ _HOMES = {
     "_convert.bundle": ("bundle", "split", "verify"),
     "_convert.convert": ("convert", "quantize_file"),
     "_convert.imatrix": ("imatrix",),
+    "_convert.pack": ("pack", "unpack"),
     "_core": ("StopToken",),
     "_errors": (
         "Cancelled",

@@ -257,11 +257,12 @@ class ModelInfo(_Record):
     modalities: tuple[str, ...] = ("text",)
     has_drafter: bool = False
     sections: tuple[str, ...] = ()
+    layout: str = "gguf"
 
     def __str__(self) -> str:
         return (
             f"{self.name or self.architecture}: {format_count(self.n_params)} parameters, "
-            f"{self.quantization}, "
+            f"{self.quantization}{', packed' if self.layout != 'gguf' else ''}, "
             f"{format_bytes(self.file_size)}, context up to {self.n_ctx_train}"
         )
 
@@ -323,6 +324,7 @@ class ConvertReport(_Record):
     `tensor_types` counts the tensors of the text model by type, `sections` has the bytes of each part behind
     it. `rms_error` is the relative error of the quantized weights, `weighted_rms_error` the same weighted by
     the importance matrix; both are 0 where nothing was quantized. `seconds` of a dry run is an estimate.
+    `layout` is "gguf", or "r8p64" for a packed file.
     """
 
     path: str
@@ -337,6 +339,7 @@ class ConvertReport(_Record):
     seconds: float = 0.0
     bytes_read: int = 0
     peak_memory: int = 0
+    layout: str = "gguf"
     dry_run: bool = False
     warnings: tuple[str, ...] = ()
     plan: tuple[str, ...] = ()
@@ -348,8 +351,9 @@ class ConvertReport(_Record):
 
     def __str__(self) -> str:
         census = " + ".join(f"{count} {kind}" for kind, count in self.tensor_types.items())
+        kind = self.type if self.layout == "gguf" else f"{self.type} packed"
         lines = [
-            f"{self.path}: {self.type}, {format_bytes(self.size)}, {self.bits_per_weight:.2f} bits a weight",
+            f"{self.path}: {kind}, {format_bytes(self.size)}, {self.bits_per_weight:.2f} bits a weight",
             f"tensors    {census}",
         ]
         if self.sections:

@@ -41,10 +41,10 @@ def test_no_arguments_show_examples() -> None:
     assert done.stdout.count("\n  gemmule ") == 4
 
 
-COMMANDS = ["run", "convert", "quantize", "imatrix", "bundle", "split", "verify", "show", "tokenize", "demo"]
+COMMANDS = ["run", "convert", "quantize", "imatrix", "bundle", "split", "pack", "unpack", "verify", "show"]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "chat", "doctor"])
+@pytest.mark.parametrize("command", [*COMMANDS, "chat", "demo", "doctor", "tokenize"])
 def test_every_command_has_help(command: str) -> None:
     assert command in gemmule("--help").stdout
     assert "Usage: gemmule" in gemmule(command, "--help").stdout

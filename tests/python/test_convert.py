@@ -338,7 +338,7 @@ def test_wrong_arguments(source: Path, tmp_path: Path) -> None:
         ({"type": "Q9"}, ValueError),
         ({"type": []}, ValueError),
         ({"type": ["Q8_0", "q8_0"]}, ValueError),
-        ({"layout": "packed"}, gemmule.UnsupportedError),
+        ({"layout": "dense"}, ValueError),
         ({"size": "much"}, ValueError),
         ({"size": 10**6, "bpw": 4.0}, ValueError),
         ({"n_threads": 0}, ValueError),

@@ -1,17 +1,22 @@
 """bundle(), split() and verify(): files that exist already are joined, taken apart, checked.
 
 Tensor bytes are only copied. A section is a complete GGUF file, byte for byte, so `split` returns what
-`bundle` was given; the text header is written anew, because it says where the sections are.
+`bundle` was given; the text header is written anew, because it says where the sections are. What comes out is
+always in GGUF's layout, so a packed text model is unpacked on the way.
 """
 
 import hashlib
+import math
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from gemmule import _core
 from gemmule._convert import card
@@ -23,17 +28,17 @@ from gemmule._convert.gguf_source import (
     read_header,
     sections_of,
 )
-from gemmule._convert.gguf_writer import ImageLayout, lay_out, section_starts
+from gemmule._convert.gguf_writer import PANEL_ROWS, ImageLayout, PlacedTensor, lay_out, section_starts
 from gemmule._convert.image import Kv
+from gemmule._convert.layout import in_gguf_layout
 from gemmule._convert.matching import ROLES, check_part
 from gemmule._convert.output import Output
-from gemmule._convert.planning import census
-from gemmule._convert.stream import Progress, peak_memory
+from gemmule._convert.stream import Meter, Progress, peak_memory
 from gemmule._convert.verify import verify
 from gemmule._errors import FormatError, UnsupportedError
 from gemmule._types import ConvertReport
 
-__all__ = ["bundle", "split", "verify"]
+__all__ = ["bundle", "report_of", "split", "verify"]
 
 PathLike = str | os.PathLike[str]
 
@@ -53,23 +58,6 @@ class _Part:
 
 class _Hash(Protocol):
     def update(self, data: Any, /) -> None: ...
-
-
-class _Meter:
-    """Reports progress at most ten times a second."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
-        self._next = 0.0
-
-    def add(self, n_bytes: int, what: str) -> None:
-        self._done += n_bytes
-        now = time.monotonic()
-        if self._progress is not None and (now >= self._next or self._done == self._total):
-            self._progress(self._done, self._total, what)
-            self._next = now + 0.1
 
 
 def bundle(
@@ -93,10 +81,11 @@ def bundle(
     """
     started = time.monotonic()
     source = Path(text)
-    header = read_header(source)
+    stored = read_header(source)
+    header = in_gguf_layout(stored)
     if header.get("general.architecture") in ROLES.values():
         raise FormatError(f"{source} is a part, not a text model; give the text model first")
-    parts = {s.name: _Part(source, s.offset, s.size, s.sha256) for s in sections_of(header)}
+    parts = {s.name: _Part(source, s.offset, s.size, s.sha256) for s in sections_of(stored)}
     for name, path in (("mmproj", mmproj), ("drafter", drafter)):
         if path is not None:
             parts[name] = _part_of(header, name, Path(path))
@@ -106,7 +95,7 @@ def bundle(
     sizes = {name: part.size for name, part in parts.items()}
     starts, size = section_starts(layout.size, sizes)
     card.patch_sections(layout, starts, sizes)
-    meter = _Meter(progress, layout.size + sum(sizes.values()))
+    meter = Meter(progress, layout.size + sum(sizes.values()))
     inputs = [source, *(part.path for part in parts.values())]
     with Output(dst, size, overwrite=overwrite, sources=inputs) as output:
         for name, part in parts.items():
@@ -114,7 +103,7 @@ def bundle(
             layout.patch(card.section_key(name, "sha256"), sha256)
         _copy_text(header, layout, output, meter)
         output.commit()
-    return _report(Path(dst), header, layout, sizes, size, time.monotonic() - started)
+    return report_of(Path(dst), header, size, sizes, time.monotonic() - started)
 
 
 def split(
@@ -130,8 +119,8 @@ def split(
     others mmproj-NAME.gguf and assistant-NAME.gguf. A `folder` that does not exist is made.
     """
     source = Path(src)
-    header = read_header(source)
-    sections = sections_of(header)
+    stored = read_header(source)
+    header, sections = in_gguf_layout(stored), sections_of(stored)
     if not sections:
         raise UnsupportedError(f"{source} is a text model and nothing else; there is nothing to split")
     target = source.parent if folder is None else Path(folder)
@@ -141,7 +130,7 @@ def split(
     )
     names = [text_name, *(_FILE_NAMES[section.name].format(source.stem) for section in sections)]
     sizes = [layout.size, *(section.size for section in sections)]
-    meter = _Meter(progress, sum(sizes))
+    meter = Meter(progress, sum(sizes))
     target.mkdir(exist_ok=True)
     with ExitStack() as stack:
         outputs = [
@@ -183,7 +172,7 @@ def _text_layout(header: Header, section_names: list[str]) -> ImageLayout:
     return lay_out(image, {spec.name: spec.rows.dtype for spec in image.tensors}, extra)
 
 
-def _copy_text(header: Header, layout: ImageLayout, output: Output, meter: _Meter) -> None:
+def _copy_text(header: Header, layout: ImageLayout, output: Output, meter: Meter) -> None:
     """Tensors to their new places, then the header with their checksums. A damaged tensor ends it."""
     expected = header.get(card.CHECKSUM)
     checksums = []
@@ -191,8 +180,11 @@ def _copy_text(header: Header, layout: ImageLayout, output: Output, meter: _Mete
         for index, (placed, stored) in enumerate(zip(layout.tensors, header.tensors, strict=True)):
             name, _, _, offset, n_bytes = stored
             hasher = _core.Xxh64()
-            place = (file, header.start + offset, n_bytes, header.what(name))
-            _copy(place, output, placed.offset, hasher, meter)
+            if name in header.packed:
+                _copy_unpacked(placed, output, hasher, meter)
+            else:
+                place = (file, header.start + offset, n_bytes, header.what(name))
+                _copy(place, output, placed.offset, hasher, meter)
             checksums.append(int(hasher.digest()))
             if (
                 expected is not None
@@ -212,7 +204,7 @@ def _header_and_padding(layout: ImageLayout) -> int:
     return layout.size - sum(tensor.n_bytes for tensor in layout.tensors)
 
 
-def _copy_section(part: _Part, name: str, output: Output, at: int, meter: _Meter) -> str:
+def _copy_section(part: _Part, name: str, output: Output, at: int, meter: Meter) -> str:
     """Returns the SHA-256."""
     hasher = hashlib.sha256()
     what = f"{part.path}: section {name!r}"
@@ -223,7 +215,20 @@ def _copy_section(part: _Part, name: str, output: Output, at: int, meter: _Meter
     return hasher.hexdigest()
 
 
-def _copy(place: tuple[int, int, int, str], output: Output, at: int, hasher: _Hash, meter: _Meter) -> None:
+def _copy_unpacked(placed: PlacedTensor, output: Output, hasher: _Hash, meter: Meter) -> None:
+    """A packed tensor as rows; what passes goes into the hash."""
+    rows = placed.spec.rows
+    row = placed.n_bytes // rows.n_rows
+    step = max(1, _PIECE_BYTES // (row * PANEL_ROWS)) * PANEL_ROWS
+    for first in range(0, rows.n_rows, step):
+        piece = np.empty(min(step, rows.n_rows - first) * row, np.uint8)
+        rows.read_into(first, len(piece) // row, piece)
+        hasher.update(piece.data)
+        output.write(placed.offset + first * row, piece)
+        meter.add(len(piece), rows.origin)
+
+
+def _copy(place: tuple[int, int, int, str], output: Output, at: int, hasher: _Hash, meter: Meter) -> None:
     """A range of a file; what passes goes into the hash."""
     fd, offset, size, what = place
     buffer = memoryview(bytearray(min(size, _PIECE_BYTES)))
@@ -236,22 +241,26 @@ def _copy(place: tuple[int, int, int, str], output: Output, at: int, hasher: _Ha
         meter.add(len(piece), what)
 
 
-def _report(
-    path: Path, header: Header, layout: ImageLayout, sizes: Mapping[str, int], size: int, seconds: float
+def report_of(
+    path: Path, header: Header, size: int, sections: Mapping[str, int], seconds: float
 ) -> ConvertReport:
-    n_bits = 8 * sum(tensor.n_bytes for tensor in layout.tensors)
-    n_weights = sum(tensor.spec.n_elements for tensor in layout.tensors)
+    """What was written to `path`: the tensors of `header` as they are, and sections of these sizes."""
+    counts, sizes = Counter[str](), Counter[str]()
+    for _, kind, _, _, n_bytes in header.tensors:
+        counts[kind] += 1
+        sizes[kind] += n_bytes
+    n_weights = sum(math.prod(shape) for _, _, shape, _, _ in header.tensors)
     return ConvertReport(
         path=str(path),
         type=str(header.get("gemmule.convert.type", "as stored")),
         size=size,
-        tensor_types=census(layout),
-        bits_per_weight=n_bits / n_weights if n_weights else 0.0,
-        sections=dict(sizes),
+        tensor_types={kind: counts[kind] for kind, _ in sizes.most_common()},
+        bits_per_weight=8 * sizes.total() / n_weights if n_weights else 0.0,
+        sections=dict(sections),
         rms_error=float(header.get(card.RMS_ERROR, 0.0)),
         weighted_rms_error=float(header.get(card.WEIGHTED_RMS_ERROR, 0.0)),
         imatrix=str(header.get("gemmule.quality.imatrix", "")),
         seconds=seconds,
-        bytes_read=n_bits // 8 + sum(sizes.values()),
+        bytes_read=sizes.total() + sum(sections.values()),
         peak_memory=peak_memory(),
     )

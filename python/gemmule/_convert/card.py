@@ -20,9 +20,11 @@ __all__ = [
     "CHECKSUM",
     "LAYOUT",
     "METADATA_CHECKSUM",
+    "PACKED",
     "RMS_ERROR",
     "SECTIONS",
     "TENSOR_RMS_ERROR",
+    "UNPACKED",
     "WEIGHTED_RMS_ERROR",
     "Origin",
     "checksum_keys",
@@ -38,6 +40,8 @@ __all__ = [
 ]
 
 LAYOUT = "gemmule.layout"
+PACKED = "r8p64"  # the value of LAYOUT in a packed file
+UNPACKED = "gemmule.unpacked."  # + key: what that key is in the same file in GGUF's layout
 CHECKSUM = "gemmule.checksum.xxh64"
 SECTIONS = ("mmproj", "drafter")
 METADATA_CHECKSUM = "gemmule.checksum.metadata"
@@ -45,7 +49,8 @@ RMS_ERROR = "gemmule.quality.rms_error"
 TENSOR_RMS_ERROR = "gemmule.quality.tensor_rms_error"
 WEIGHTED_RMS_ERROR = "gemmule.quality.weighted_rms_error"
 _DERIVED = ("gemmule.checksum.", "gemmule.section.")
-_OWN = (*_DERIVED, "gemmule.version", LAYOUT, "gemmule.convert.", "gemmule.quality.", "gemmule.source.")
+_OF_SOURCE = ("gemmule.convert.", "gemmule.quality.", "gemmule.source.")
+_OWN = (*_DERIVED, UNPACKED, LAYOUT, "gemmule.version", *_OF_SOURCE)
 _TYPE_KEYS = ("general.file_type", "general.quantization_version", "general.alignment")
 
 

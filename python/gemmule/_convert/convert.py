@@ -55,6 +55,7 @@ class _QuantizeOptions(TypedDict, total=False):
     size: int | str | None
     bpw: float | None
     drafter_type: str | None
+    layout: str
     n_threads: int | None
     overwrite: bool
     dry_run: bool
@@ -64,7 +65,6 @@ class _QuantizeOptions(TypedDict, total=False):
 
 class _ConvertOptions(_QuantizeOptions, total=False):
     drafter: DrafterChoice
-    layout: str
     vision: bool
     audio: bool
 
@@ -102,13 +102,13 @@ def convert(
     Args:
         src: a Hugging Face folder, or a GGUF file.
         dst: the file to write, or an existing folder for `<name>-<TYPE>.gguf` (with several types always a
-            folder); default the current folder.
+            folder; packed: `.packed.gguf`); default the current folder.
         type: a mix such as "Q4_K_M", or several for several files from one read.
         drafter: the assistant's folder (or GGUF file); "auto" finds it beside `src`, None leaves it out.
         imatrix: an importance matrix, or its file.
         tensor_types: {regular expression: type} for tensors that do not follow the mix; the first match
             counts.
-        layout: "gguf".
+        layout: "gguf", which other programs open too, or "packed": the same file as `pack` makes of it.
         vision: include the image embedder.
         audio: include the audio embedder.
         size: choose the types so that the file has this size: a number of bytes or "7.5GB". Replaces `type`.
@@ -125,12 +125,13 @@ def convert(
     """
     started = time.monotonic()
     names = _names(type)
-    if layout != "gguf":
-        raise UnsupportedError(f"layout {layout!r} is not supported yet; use 'gguf'")
+    if layout not in ("gguf", "packed"):
+        raise ValueError(f"layout must be 'gguf' or 'packed', not {layout!r}")
     request = _request(imatrix, tensor_types, drafter_type, size, bpw)
+    request = dataclasses.replace(request, is_packed=layout == "packed")
     labels = _labels(request, names)
     source = Path(src)
-    paths = _output_paths(source, dst, labels)
+    paths = _output_paths(source, dst, labels, ".packed" if request.is_packed else "")
     sources = _source_files(source, drafter)
     if isinstance(imatrix, str | os.PathLike):
         sources.append(Path(imatrix))
@@ -172,7 +173,7 @@ def quantize_file(
     """Writes a GGUF file again with other tensor types; its media embedders are copied as they are.
 
     A drafter in floats becomes `drafter_type`, a quantized one stays as it is. Options as in `convert`:
-    imatrix, tensor_types, size, bpw, drafter_type, n_threads, overwrite, dry_run, progress, stop.
+    imatrix, tensor_types, layout, size, bpw, drafter_type, n_threads, overwrite, dry_run, progress, stop.
     """
     if Path(src).is_dir():
         raise IsADirectoryError(f"{os.fspath(src)} is a folder; use convert for it")
@@ -226,7 +227,7 @@ def _labels(request: Request, names: Sequence[str]) -> list[str]:
     return [f"{request.bpw:g}bpw"]
 
 
-def _output_paths(source: Path, dst: PathLike | None, labels: Sequence[str]) -> list[Path]:
+def _output_paths(source: Path, dst: PathLike | None, labels: Sequence[str], suffix: str) -> list[Path]:
     """The files to write: `dst` itself, or files named after the source in the folder `dst` (None: here)."""
     if dst is not None and not Path(dst).is_dir():
         wanted = os.fspath(dst)
@@ -237,9 +238,9 @@ def _output_paths(source: Path, dst: PathLike | None, labels: Sequence[str]) -> 
             raise ValueError(f"{wanted!r} is a type and no file to write; choose the type with -q or type=")
         return [Path(dst)]
     resolved = source.resolve()
-    name = resolved.name if resolved.is_dir() else _without_type(resolved.stem)
+    name = resolved.name if resolved.is_dir() else _without_type(resolved.stem.removesuffix(".packed"))
     folder = Path(dst) if dst is not None else Path()
-    return [folder / f"{name}-{label}.gguf" for label in labels]
+    return [folder / f"{name}-{label}{suffix}.gguf" for label in labels]
 
 
 def _without_type(stem: str) -> str:
@@ -320,7 +321,7 @@ def _write(
     """One pass; the files appear together at its end. Returns, per file, the result of each text tensor."""
     with ExitStack() as stack:
         outputs = [
-            stack.enter_context(Output(plan.path, plan.layout.size, overwrite=overwrite, sources=sources))
+            stack.enter_context(Output(plan.path, plan.size, overwrite=overwrite, sources=sources))
             for plan in plans
         ]
         results = stream.run(_jobs(bundle, plans, outputs, request), encoder, progress=progress, stop=stop)
@@ -336,15 +337,19 @@ def _jobs(
     """The tensors in file order, each with its place in every output."""
     jobs = []
     for at, image in enumerate(_images(bundle)):
-        layouts = [plan.layout.images[at] for plan in plans]
         for index, spec in enumerate(image.tensors):
             targets = tuple(
-                stream.Target(output, layout.start + layout.tensors[index].offset, layout.tensors[index].type)
-                for layout, output in zip(layouts, outputs, strict=True)
+                _target(plan, plan.layout.images[at], index, output)
+                for plan, output in zip(plans, outputs, strict=True)
             )
             importance = importance_of(spec, request.imatrix) if at == 0 else None
             jobs.append(stream.Job(spec, targets, importance))
     return jobs
+
+
+def _target(plan: Plan, image: ImageLayout, index: int, output: Output) -> stream.Target:
+    offset, is_packed = plan.place(image, index)
+    return stream.Target(output, offset, image.tensors[index].type, is_packed)
 
 
 def _seal(plan: Plan, output: Output, results: Results) -> Results:
@@ -355,8 +360,9 @@ def _seal(plan: Plan, output: Output, results: Results) -> Results:
     for name, section in layout.sections.items():
         end = at + len(section.tensors)
         card.seal(section, _checksums(section, results[at:end]))
-        output.write(section.start, section.header)
-        layout.text.patch(card.section_key(name, "sha256"), _sha256(output, section))
+        start = plan.section_start(name)
+        output.write(start, section.header)
+        layout.text.patch(card.section_key(name, "sha256"), _sha256(output, start, section.size))
         at = end
     sums = _quality(layout.text, results[:n_text])
     layout.text.patch(card.RMS_ERROR, sums.rms)
@@ -366,7 +372,7 @@ def _seal(plan: Plan, output: Output, results: Results) -> Results:
     ]
     layout.text.patch(card.TENSOR_RMS_ERROR, errors)
     card.seal(layout.text, _checksums(layout.text, results[:n_text]))
-    output.write(0, layout.text.header)
+    output.write(0, layout.text.header if plan.packed is None else plan.arrange_packed().header)
     return results[:n_text]
 
 
@@ -383,13 +389,13 @@ def _checksums(layout: ImageLayout, results: Results) -> list[int]:
     return [result[tensor.type].checksum for tensor, result in zip(layout.tensors, results, strict=True)]
 
 
-def _sha256(output: Output, section: ImageLayout) -> str:
-    """Of the section as it now stands in the file."""
+def _sha256(output: Output, start: int, size: int) -> str:
+    """Of a section as it now stands in the file."""
     hasher = hashlib.sha256()
-    buffer = memoryview(bytearray(min(_COPY_BYTES, section.size)))
-    for at in range(0, section.size, _COPY_BYTES):
-        piece = buffer[: min(_COPY_BYTES, section.size - at)]
-        output.read_into(section.start + at, piece)
+    buffer = memoryview(bytearray(min(_COPY_BYTES, size)))
+    for at in range(0, size, _COPY_BYTES):
+        piece = buffer[: min(_COPY_BYTES, size - at)]
+        output.read_into(start + at, piece)
         hasher.update(piece)
     return hasher.hexdigest()
 
@@ -399,7 +405,7 @@ def _report(plan: Plan, results: Results, request: Request, seconds: float, n_re
     return ConvertReport(
         path=str(plan.path),
         type=plan.label,
-        size=plan.layout.size,
+        size=plan.size,
         tensor_types=census(plan.layout.text),
         bits_per_weight=plan.bits_per_weight,
         sections={name: section.size for name, section in plan.layout.sections.items()},
@@ -409,5 +415,6 @@ def _report(plan: Plan, results: Results, request: Request, seconds: float, n_re
         seconds=seconds,
         bytes_read=n_read,
         peak_memory=stream.peak_memory(),
+        layout=plan.layout_name,
         warnings=tuple(plan.warnings),
     )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from gemmule import _core
 from gemmule._checks import path_text
 from gemmule._convert import card
-from gemmule._convert.gguf_writer import VALUE_DTYPES, VALUE_IDS
+from gemmule._convert.gguf_writer import PANEL_ROWS, VALUE_DTYPES, VALUE_IDS, align
 from gemmule._convert.image import Bundle, Image, Kv, TensorSpec
 from gemmule._errors import FormatError, UnsupportedError
 from gemmule._quant import _BLOCKS
@@ -32,11 +32,13 @@ __all__ = [
     "Header",
     "Section",
     "image_of",
+    "layout_of",
     "load_gguf",
     "open_input",
     "read_exactly",
     "read_header",
     "sections_of",
+    "walk",
 ]
 
 _LENGTH = struct.Struct("<Q")
@@ -57,7 +59,7 @@ class _OpenFile:
 
 @dataclass(frozen=True)
 class FileRange:
-    """The rows of a tensor that lies in one piece of a file."""
+    """The rows of a tensor that lies in one piece of a file; packed ones are read as GGUF's."""
 
     file: _OpenFile
     path: Path
@@ -67,8 +69,20 @@ class FileRange:
     n_cols: int
     row_bytes: int
     origin: str
+    is_packed: bool = False
 
     def read_into(self, first: int, n: int, out: NDArray[np.uint8]) -> None:
+        if not self.is_packed:
+            self._read_stored(first, n, out)
+            return
+        begin = first // PANEL_ROWS * PANEL_ROWS
+        n_panels = min(self.n_rows, align(first + n, PANEL_ROWS)) - begin
+        panels = np.empty(n_panels * self.row_bytes, np.uint8)
+        self._read_stored(begin, n_panels, panels)
+        rows = _core.unpack_rows(self.dtype, n_panels, self.n_cols, panels)
+        out[:] = rows[(first - begin) * self.row_bytes :][: n * self.row_bytes]
+
+    def _read_stored(self, first: int, n: int, out: NDArray[np.uint8]) -> None:
         at = self.offset + first * self.row_bytes
         read_exactly(self.file.fd, at, out.data, self.origin)
         # Each byte is used once: the page cache should keep what others need.
@@ -109,7 +123,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """The header of one GGUF image. Offsets of tensors count from the start of the image."""
+    """The header of one GGUF image. Offsets of tensors count from the start of the image.
+
+    `type` is that of the blocks; `packed` names the tensors whose blocks are in the packed layout.
+    """
 
     path: Path
     start: int
@@ -118,6 +135,7 @@ class Header:
     raw: bytes  # [0, data_offset)
     entries: dict[str, Entry]
     tensors: tuple[tuple[str, str, tuple[int, ...], int, int], ...]  # name, type, shape, offset, bytes
+    packed: frozenset[str] = frozenset()
 
     def value(self, key: str) -> Any:
         """A number, str or bytes (where it is not UTF-8), a numpy array, or a list of bytes."""
@@ -156,9 +174,15 @@ def read_header(path: Path, *, offset: int = 0, size: int = 0) -> Header:
         size=size or file.size - offset,
         data_offset=whole.data_offset,
         raw=bytes(raw),
-        entries=_walk(bytes(raw)),
-        tensors=tuple(whole.tensors()),
+        entries=walk(bytes(raw)),
+        tensors=tuple(tensor[:5] for tensor in whole.tensors()),
+        packed=frozenset(name for name, *_, layout in whole.tensors() if layout == card.PACKED),
     )
+
+
+def layout_of(header: Header) -> str:
+    """The order of the bytes of the text tensors: "gguf", or the name of another."""
+    return str(header.get(card.LAYOUT, "gguf"))
 
 
 def sections_of(header: Header) -> list[Section]:
@@ -219,6 +243,7 @@ def image_of(
             n_cols=shape[0],
             row_bytes=n_bytes // n_rows,
             origin=header.what(name),
+            is_packed=name in header.packed,
         )
         tensors.append(TensorSpec(name, shape, rows, keep(kind) if keep is not None else kind))
     return Image(tuple(header.kv(key) for key in header.entries if not drop(key)), tuple(tensors))
@@ -251,7 +276,7 @@ def _section(header: Header, name: str) -> Section:
     return Section(name, **facts)
 
 
-def _walk(raw: bytes) -> dict[str, Entry]:
+def walk(raw: bytes) -> dict[str, Entry]:
     """Finds every value; the core has checked that all lengths stay inside."""
     at = 24
     entries = {}

@@ -20,6 +20,7 @@ from gemmule._convert.mixes import tensor_bytes
 
 __all__ = [
     "ALIGNMENT",
+    "PANEL_ROWS",
     "SECTION_ALIGNMENT",
     "FileLayout",
     "ImageLayout",
@@ -33,6 +34,7 @@ __all__ = [
 
 ALIGNMENT = 32
 SECTION_ALIGNMENT = 4096
+PANEL_ROWS = 64  # of the packed layout: rows that must be read and written together
 VERSION = 3
 
 VALUE_IDS = {

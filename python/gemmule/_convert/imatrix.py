@@ -117,7 +117,7 @@ def _read_gguf(path: Path) -> Imatrix:
     keys = set(file.keys())
     parts: dict[str, dict[str, NDArray[np.float32]]] = {}
     with path.open("rb") as stream:
-        for tensor, kind, shape, offset, n_bytes in file.tensors():
+        for tensor, kind, shape, offset, n_bytes, _ in file.tensors():
             suffix = next((s for s in (_SUMS, _COUNTS) if tensor.endswith(s)), None)
             if suffix is None:
                 continue

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from gemmule._checks import path_text
 from gemmule._types import format_bytes
 
-__all__ = ["Output", "check_target", "file_identity"]
+__all__ = ["Output", "check_target", "file_identity", "output_path"]
 
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.ENOSYS)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # of a file system
@@ -40,6 +40,15 @@ def file_identity(path: Path) -> tuple[int, int] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_dev, status.st_ino
+
+
+def output_path(dst: str | os.PathLike[str] | None, name: str) -> Path:
+    """The file `dst`, or a file called `name` in the folder `dst` (None: the current one)."""
+    if dst is None or Path(dst).is_dir():
+        return Path(dst or "") / name
+    if os.fspath(dst).endswith(os.sep):
+        raise NotADirectoryError(errno.ENOTDIR, "this is no folder; create it", os.fspath(dst))
+    return Path(dst)
 
 
 def check_target(path: Path, *, overwrite: bool, sources: Iterable[Path] = ()) -> Path:

@@ -15,6 +15,7 @@ from gemmule._convert import card, mixes, stream
 from gemmule._convert.gguf_writer import FileLayout, ImageLayout, lay_out, place_images
 from gemmule._convert.image import Bundle, Image, TensorSpec
 from gemmule._convert.imatrix import Imatrix
+from gemmule._convert.layout import PACKED_ALIGNMENT, Arrangement, packed_arrangement, planned_header
 from gemmule._convert.sensitivity import choose_types
 from gemmule._types import ConvertReport, format_bytes
 
@@ -47,6 +48,7 @@ class Request:
     drafter_type: str | None = None
     size: int | None = None  # of the file
     bpw: float | None = None
+    is_packed: bool = False
 
 
 @dataclass
@@ -57,7 +59,33 @@ class Plan:
     label: str  # what was asked
     types: dict[str, str]  # of the text tensors
     layout: FileLayout
+    packed: Arrangement | None = None  # the places in a packed file
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return self.layout.size if self.packed is None else self.packed.size
+
+    @property
+    def layout_name(self) -> str:
+        return "gguf" if self.packed is None else card.PACKED
+
+    def section_start(self, name: str) -> int:
+        return self.layout.sections[name].start if self.packed is None else self.packed.sections[name]
+
+    def place(self, image: ImageLayout, index: int) -> tuple[int, bool]:
+        """Where a tensor goes in the file, and whether it is packed."""
+        tensor = image.tensors[index]
+        if self.packed is None:
+            return image.start + tensor.offset, False
+        if image is self.layout.text:
+            return self.packed.tensors[index], tensor.spec.name in self.packed.packed
+        name = next(name for name, section in self.layout.sections.items() if section is image)
+        return self.packed.sections[name] + tensor.offset, False
+
+    def arrange_packed(self) -> Arrangement:
+        """The packed form of the file as its header is now."""
+        return packed_arrangement(planned_header(self.path, self.layout))
 
     @property
     def bits_per_weight(self) -> float:
@@ -98,7 +126,11 @@ def make_plan(
         )
         number = dominant_file_type(bundle.text, types)
     layout = _file_layout(bundle, types, sections, _origin(bundle, label, number, request))
-    return Plan(path, label, types, layout, _type_warnings(bundle, label, types, request))
+    plan = Plan(path, label, types, layout, warnings=_type_warnings(bundle, label, types, request))
+    if request.is_packed:
+        card.seal(layout.text, [0] * len(types))  # for now: only a sealed header is looked at
+        plan.packed = plan.arrange_packed()
+    return plan
 
 
 def importance_of(spec: TensorSpec, imatrix: Imatrix | None) -> NDArray[np.float32] | None:
@@ -143,18 +175,19 @@ def dry_report(bundle: Bundle, plan: Plan, encoder: _core.Encoder, n_read: int) 
     placed = [(tensor.spec, (tensor.type,)) for image in layout.images for tensor in image.tensors]
     memory = stream.buffer_bytes(placed)
     lines.append(
-        f"reads {format_bytes(n_read)}, writes {format_bytes(layout.size)}, buffers {format_bytes(memory)}"
+        f"reads {format_bytes(n_read)}, writes {format_bytes(plan.size)}, buffers {format_bytes(memory)}"
     )
     return ConvertReport(
         path=str(plan.path),
         type=plan.label,
-        size=layout.size,
+        size=plan.size,
         tensor_types=census(layout.text),
         bits_per_weight=plan.bits_per_weight,
         sections={name: section.size for name, section in layout.sections.items()},
         seconds=_estimated_seconds(layout, encoder),
         bytes_read=n_read,
         peak_memory=memory,
+        layout=plan.layout_name,
         dry_run=True,
         warnings=tuple(plan.warnings),
         plan=tuple(lines),
@@ -214,6 +247,8 @@ def _other_bytes(bundle: Bundle, sections: dict[str, ImageLayout], label: str, r
     types = mixes.assign_types(bundle.text, "Q8_0")
     layout = _file_layout(bundle, types, sections, _origin(bundle, label, 0, request))
     behind = layout.size - layout.text.size + 4096 * len(sections)  # the padding before them may grow
+    if request.is_packed:  # more keys and padding; every tensor begins a page
+        behind += PACKED_ALIGNMENT * (len(layout.text.tensors) + 2) + 16 * len(layout.text.tensors)
     return layout.text.data_offset + behind
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
-from gemmule._convert.gguf_writer import align
+from gemmule._convert.gguf_writer import PANEL_ROWS, align
 from gemmule._convert.image import TensorSpec
 from gemmule._convert.mixes import tensor_bytes
 from gemmule._convert.output import Output
@@ -30,6 +30,7 @@ from gemmule._quant import _BLOCKS as BLOCK_TYPES
 __all__ = [
     "BLOCK_TYPES",
     "Job",
+    "Meter",
     "Progress",
     "Sums",
     "Target",
@@ -50,13 +51,31 @@ Progress = Callable[[int, int, str], None]
 Bytes = NDArray[np.uint8]
 
 
+class Meter:
+    """Reports progress at most ten times a second."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+        self._next = 0.0
+
+    def add(self, n_bytes: int, what: str) -> None:
+        self._done += n_bytes
+        now = time.monotonic()
+        if self._progress is not None and (now >= self._next or self._done == self._total):
+            self._progress(self._done, self._total, what)
+            self._next = now + _TICK
+
+
 @dataclass(frozen=True)
 class Target:
-    """Where one encoding of a tensor goes."""
+    """Where one encoding of a tensor goes, in GGUF's layout or packed."""
 
     output: Output
     offset: int  # in the file
     type: str
+    is_packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -294,9 +313,14 @@ class _Pipeline:
                 self._what = job.spec.name
             for kind, hasher in hashers.items():
                 hasher.update(slot.blocks[kind].data)
+            packed = {
+                kind: _core.pack_rows(kind, chunk.n, job.spec.rows.n_cols, slot.blocks[kind])
+                for kind in {target.type for target in job.targets if target.is_packed}
+            }
             for target in job.targets:
                 at = target.offset + chunk.first * row_bytes(job.spec, target.type)
-                target.output.write(at, slot.blocks[target.type])
+                blocks = packed if target.is_packed else slot.blocks
+                target.output.write(at, blocks[target.type])
             if chunk.is_last:
                 self._checksums[chunk.job] = {kind: int(hasher.digest()) for kind, hasher in hashers.items()}
             self._n_read += chunk.n * row_bytes(job.spec, job.spec.rows.dtype)
@@ -325,8 +349,9 @@ def _slot_bytes(tensors: Sequence[tuple[TensorSpec, Sequence[str]]]) -> tuple[in
 
 
 def _rows_per_chunk(spec: TensorSpec, types: Sequence[str]) -> int:
+    """Whole panels of the packed layout, so that a chunk can be packed."""
     widest = max(row_bytes(spec, kind) for kind in (spec.rows.dtype, *types))
-    return min(max(1, CHUNK_BYTES // widest), spec.rows.n_rows)
+    return min(max(1, CHUNK_BYTES // (widest * PANEL_ROWS)) * PANEL_ROWS, spec.rows.n_rows)
 
 
 def _chunks(index: int, job: Job) -> Iterator[_Chunk]:

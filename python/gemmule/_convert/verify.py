@@ -2,10 +2,11 @@
 
 Files of gemmule: XXH64 of the header and of each tensor, zero padding, and for parts without checksums of
 their own the SHA-256 of the section; so every byte is covered. Other files: no number and no block scale
-may be NaN or infinite. Tensors are checked on all cores.
+may be NaN or infinite. Tensors are checked on all cores, packed ones as their bytes are in GGUF's layout.
 """
 
 import hashlib
+import math
 import os
 import threading
 import time
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from gemmule import _core
 from gemmule._convert import card
 from gemmule._convert.gguf_source import Header, Section, open_input, read_exactly, read_header, sections_of
+from gemmule._convert.gguf_writer import PANEL_ROWS
+from gemmule._convert.layout import gaps
 from gemmule._convert.stream import Progress
 from gemmule._errors import FormatError
 from gemmule._quant import _BLOCKS
@@ -151,12 +154,23 @@ def _section_checks(
     return inner, checks
 
 
+def _rows_of(header: Header, index: int, reader: _Reader, step: int = 1) -> Iterator[NDArray[np.uint8]]:
+    """A tensor in GGUF's layout, in pieces of a multiple of `step` bytes, which is a block or less."""
+    name, kind, shape, offset, n_bytes = header.tensors[index]
+    if name not in header.packed:
+        yield from reader.pieces(header.start + offset, n_bytes, header.what(name), step)
+        return
+    row = n_bytes // math.prod(shape[1:])
+    for panels in reader.pieces(header.start + offset, n_bytes, header.what(name), row * PANEL_ROWS):
+        yield _core.unpack_rows(kind, len(panels) // row, shape[0], panels)
+
+
 def _checksum_check(header: Header, index: int, prefix: str, expected: int) -> _Check:
-    name, _, _, offset, n_bytes = header.tensors[index]
+    name, _, _, _, n_bytes = header.tensors[index]
 
     def look(reader: _Reader) -> str:
         hasher = _core.Xxh64()
-        for piece in reader.pieces(header.start + offset, n_bytes, header.what(name)):
+        for piece in _rows_of(header, index, reader):
             hasher.update(piece.data)
         same = reader.stop.is_set() or int(hasher.digest()) == expected
         return "" if same else f"tensor '{prefix}{name}' is damaged: its checksum differs"
@@ -176,12 +190,12 @@ def _sha256_check(section: Section) -> _Check:
 
 
 def _scale_check(header: Header, index: int, prefix: str) -> _Check:
-    name, kind, shape, offset, n_bytes = header.tensors[index]
+    name, kind, shape, _, n_bytes = header.tensors[index]
 
     def look(reader: _Reader) -> str:
         elements, step = _BLOCKS[kind]
         done = 0
-        for piece in reader.pieces(header.start + offset, n_bytes, header.what(name), step):
+        for piece in _rows_of(header, index, reader, step):
             bad = _first_bad_block(piece.reshape(-1, step), kind)
             if bad >= 0:
                 row = (done + bad) * elements // shape[0]
@@ -209,22 +223,14 @@ def _gap_checks(header: Header, sections: list[Section]) -> list[_Check]:
     """Padding of the text image, and what lies around the sections up to the end of the file."""
     used = [(header.start + offset, n_bytes) for _, _, _, offset, n_bytes in header.tensors]
     used += [(section.offset, section.size) for section in sections]
-    return _gaps(header.data_offset, used, header.size, "")
+    return [_zero_check(at, size, "") for at, size in gaps(header.data_offset, used, header.size)]
 
 
 def _padding_checks(header: Header, prefix: str) -> list[_Check]:
     """Padding of a section."""
     used = [(header.start + offset, n_bytes) for _, _, _, offset, n_bytes in header.tensors]
-    return _gaps(header.start + header.data_offset, used, header.start + header.size, prefix)
-
-
-def _gaps(start: int, used: list[tuple[int, int]], end: int, prefix: str) -> list[_Check]:
-    checks = []
-    for offset, size in [*sorted(used), (end, 0)]:
-        if offset > start:
-            checks.append(_zero_check(start, offset - start, prefix))
-        start = max(start, offset + size)
-    return checks
+    start, end = header.start + header.data_offset, header.start + header.size
+    return [_zero_check(at, size, prefix) for at, size in gaps(start, used, end)]
 
 
 def _zero_check(offset: int, size: int, prefix: str) -> _Check:

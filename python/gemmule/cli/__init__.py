@@ -27,6 +27,8 @@ _COMMANDS = {
     "imatrix": "Measure on a text which weights matter",
     "bundle": "Join text model, media file and drafter into one file",
     "split": "Write the parts of one file as standard files",
+    "pack": "Put the weights of a file in the order that gemmule reads fastest",
+    "unpack": "Put them back in the order that other programs read",
     "verify": "Check every byte of a model file",
     "show": "What is inside a GGUF file, and does it fit in memory here",
     "tokenize": "Count or print the tokens of a text and of files",

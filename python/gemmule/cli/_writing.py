@@ -18,6 +18,7 @@ __all__ = [
     "check_size_options",
     "force_option",
     "json_option",
+    "layout_option",
     "progress_bar",
     "quant_option",
     "show_reports",
@@ -74,6 +75,14 @@ def tensor_type_option(command: Command) -> Command:
     return click.option(
         "--tensor-type", "overrides", multiple=True, metavar="REGEX=TYPE",
         help="A type of its own for the tensors whose name matches; the first match counts.",
+    )(command)  # fmt: skip
+
+
+def layout_option(command: Command) -> Command:
+    """--layout."""
+    return click.option(
+        "--layout", type=click.Choice(["gguf", "packed"]), default="gguf", show_default=True,
+        help="packed: as gemmule reads it fastest; other programs such as llama.cpp cannot open it.",
     )(command)  # fmt: skip
 
 

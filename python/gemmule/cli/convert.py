@@ -9,6 +9,7 @@ from gemmule.cli._writing import (
     check_size_options,
     force_option,
     json_option,
+    layout_option,
     progress_bar,
     quant_option,
     show_reports,
@@ -26,6 +27,7 @@ __all__ = ["convert_command"]
 @quant_option
 @size_options
 @tensor_type_option
+@layout_option
 @click.option("--imatrix", type=click.Path(path_type=Path), help="An importance matrix (gemmule imatrix).")
 @click.option(
     "--drafter",
@@ -55,6 +57,7 @@ def convert_command(
     size: int | None,
     bpw: float | None,
     overrides: tuple[str, ...],
+    layout: str,
     imatrix: Path | None,
     drafter: Path | None,
     drafter_type: str | None,
@@ -88,6 +91,7 @@ def convert_command(
             drafter_type=drafter_type,
             imatrix=imatrix,
             tensor_types=split_overrides(overrides),
+            layout=layout,
             vision=not no_vision,
             audio=not no_audio,
             dry_run=dry_run,

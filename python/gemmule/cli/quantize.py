@@ -9,6 +9,7 @@ from gemmule.cli._writing import (
     check_size_options,
     force_option,
     json_option,
+    layout_option,
     progress_bar,
     quant_option,
     show_reports,
@@ -26,6 +27,7 @@ __all__ = ["quantize_command"]
 @quant_option
 @size_options
 @tensor_type_option
+@layout_option
 @click.option("--imatrix", type=click.Path(path_type=Path), help="An importance matrix (gemmule imatrix).")
 @click.option("--drafter-type", metavar="TYPE", help="Type of the drafter's matrices.  [as they are]")
 @click.option(
@@ -42,6 +44,7 @@ def quantize_command(
     size: int | None,
     bpw: float | None,
     overrides: tuple[str, ...],
+    layout: str,
     imatrix: Path | None,
     drafter_type: str | None,
     dry_run: bool,
@@ -65,6 +68,7 @@ def quantize_command(
             bpw=bpw,
             imatrix=imatrix,
             tensor_types=split_overrides(overrides),
+            layout=layout,
             drafter_type=drafter_type,
             dry_run=dry_run,
             overwrite=force,

@@ -57,6 +57,7 @@ def show_command(
             **info.to_dict(),
             "tensor_types": _tensor_types(opened),
             "n_tensors": len(opened.tensors()),
+            "n_packed": sum(layout != "gguf" for *_, layout in opened.tensors()),
             "card": _card(opened),
         }
     if meta or key:
@@ -67,8 +68,8 @@ def show_command(
         out["template"] = opened.get(_TEMPLATE)
     if tensors:
         out["tensors"] = [
-            {"name": name, "type": kind, "shape": list(shape), "n_bytes": size}
-            for name, kind, shape, _, size in opened.tensors()
+            {"name": name, "type": kind, "shape": list(shape), "n_bytes": size, "layout": layout}
+            for name, kind, shape, _, size, layout in opened.tensors()
         ]
     if memory:
         counts = [info.n_ctx_train if size in ("auto", "max") else int(size) for size in wanted]
@@ -85,7 +86,8 @@ def show_command(
         click.echo(out["template"])
     for row in out.get("tensors", []):
         shape = " x ".join(str(n) for n in row["shape"])
-        click.echo(f"{row['name']:<40} {row['type']:<6} {shape:<16} {row['n_bytes']}")
+        packed = "" if row["layout"] == "gguf" else "  packed"
+        click.echo(f"{row['name']:<40} {row['type']:<6} {shape:<16} {row['n_bytes']}{packed}")
     if memory:
         _print_memory(plans)
 
@@ -110,6 +112,8 @@ def _print_info(info: dict[str, Any]) -> None:
         "file size": format_bytes(info["file_size"]),
         "tensors": f"{info['n_tensors']} ({types})",
     }
+    if info["n_packed"]:
+        rows["layout"] = f"packed ({info['layout']}, {info['n_packed']} tensors); see gemmule unpack"
     if info["n_layers"]:  # a media part has none of these
         rows["context"] = f"up to {info['n_ctx_train']} tokens"
         rows["layers"] = f"{info['n_layers']} of width {info['d_model']}"
@@ -148,7 +152,7 @@ def _card(file: "Header") -> dict[str, Any]:
 
 
 def _tensor_types(file: "Header") -> dict[str, int]:
-    return dict(Counter(kind for _, kind, _, _, _ in file.tensors()).most_common())
+    return dict(Counter(kind for _, kind, *_ in file.tensors()).most_common())
 
 
 def _plain(file: "Header", key: str, *, full: bool) -> Any:
