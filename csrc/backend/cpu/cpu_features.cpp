@@ -12,6 +12,12 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -36,6 +42,18 @@ CpuFeatures detect_cpu_features() {
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) features.avx_vnni = features.avx2 && ((a >> 4) & 1);
 #elif defined(__aarch64__)
   features.neon = true;
+#if defined(__linux__)
+  features.neon_dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  features.neon_i8mm = features.neon_dotprod && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+#elif defined(__APPLE__)
+  const auto has = [](const char* name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+  };
+  features.neon_dotprod = has("hw.optional.arm.FEAT_DotProd");
+  features.neon_i8mm = features.neon_dotprod && has("hw.optional.arm.FEAT_I8MM");
+#endif
 #endif
   return features;
 }

@@ -8,6 +8,8 @@ struct CpuFeatures {
   bool avx_vnni = false;
   bool avx512_vnni = false;  // F, CD, BW, DQ, VL and VNNI with the zmm state saved
   bool neon = false;
+  bool neon_dotprod = false;
+  bool neon_i8mm = false;  // with neon_dotprod
 };
 
 CpuFeatures detect_cpu_features();

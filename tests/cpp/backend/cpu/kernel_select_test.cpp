@@ -10,7 +10,12 @@
 using namespace gemmule;
 
 TEST_CASE("the best supported level is chosen, and any supported one can be forced") {
-  const CpuFeatures none{}, all{.avx2 = true};
+  const CpuFeatures none{}, all{.avx2 = true,
+                                .avx_vnni = true,
+                                .avx512_vnni = true,
+                                .neon = true,
+                                .neon_dotprod = true,
+                                .neon_i8mm = true};
   CHECK(std::string(select_kernels(none, "").name) == "scalar");
   CHECK(std::string(select_kernels(all, "").name) == kernel_levels(all).front().table->name);
   CHECK(std::string(select_kernels(all, "scalar").name) == "scalar");

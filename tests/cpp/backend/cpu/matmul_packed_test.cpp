@@ -25,6 +25,7 @@ using Rng = std::mt19937;
 
 constexpr float kUntouched = -12345.5f;
 constexpr int64_t kTokens = 100;
+constexpr int64_t kGap = 3;  // floats between the rows of y that no kernel may touch
 
 bool is_k_quant(DType dtype) { return dtype_info(dtype).block_size == 256; }
 
@@ -102,37 +103,31 @@ bool same_number(float a, float b) {
   return std::memcmp(&a, &b, sizeof a) == 0 || (std::isnan(a) && std::isnan(b));
 }
 
-// Whether rows [begin, end) of `y` hold the expected numbers of the first n tokens and the other rows
-// nothing.
-bool same_range(const std::vector<float>& y, const std::vector<float>& expected, int64_t n, int64_t rows,
-                int64_t begin, int64_t end) {
-  for (int64_t t = 0; t < n; ++t)
-    for (int64_t r = 0; r < rows; ++r) {
-      const auto i = static_cast<size_t>(t * rows + r);
-      if (!same_number(y[i], r >= begin && r < end ? expected[i] : kUntouched)) return false;
-    }
-  return true;
-}
-
+// y [n][rows + kGap] of a level; scratch starts as NaN, whatever type it is read as.
 std::vector<float> multiply(const KernelTable& kernels, DType dtype, const AlignedBytes& panels, int64_t rows,
                             int64_t begin, int64_t end, const ActRows& x) {
   AlignedBytes scratch(kernels.matmul_scratch_bytes(x.n, x.k));
-  std::vector<float> y(static_cast<size_t>(rows * x.n), kUntouched);
-  kernels.matmul_packed[static_cast<size_t>(dtype)](panels.data(), rows, begin, end, x, y.data(), rows,
+  std::memset(scratch.data(), 0xff, scratch.size());
+  std::vector<float> y(static_cast<size_t>((rows + kGap) * x.n), kUntouched);
+  kernels.matmul_packed[static_cast<size_t>(dtype)](panels.data(), rows, begin, end, x, y.data(), rows + kGap,
                                                     scratch.data());
   return y;
+}
+
+// Whether rows [begin, end) of such a y hold the expected numbers [n][rows] and everything else is untouched.
+bool same_range(const std::vector<float>& y, const std::vector<float>& expected, int64_t n, int64_t rows,
+                int64_t begin, int64_t end) {
+  for (int64_t t = 0; t < n; ++t)
+    for (int64_t r = 0; r < rows + kGap; ++r) {
+      const float wanted = r >= begin && r < end ? expected[static_cast<size_t>(t * rows + r)] : kUntouched;
+      if (!same_number(y[static_cast<size_t>(t * (rows + kGap) + r)], wanted)) return false;
+    }
+  return true;
 }
 
 std::vector<int64_t> test_widths(DType dtype) {
   if (is_k_quant(dtype)) return {256, 512, 1280};
   return {32, 96, 640};
-}
-
-// Calls fn for each usable level that has a packed matmul of the type.
-template <class Fn>
-void each_level(DType dtype, const Fn& fn) {
-  for (const KernelTable* kernels : usable_levels())
-    if (kernels->matmul_packed[static_cast<size_t>(dtype)] != nullptr) fn(*kernels);
 }
 
 // All levels on one matrix, for the given numbers of tokens and ranges of rows.
@@ -145,36 +140,30 @@ void check_levels(DType dtype, const std::vector<uint8_t>& w, int64_t rows, int6
   const std::vector<float> expected = expected_y(dtype, w, rows, a.rows(n_max, k));
   AlignedBytes panels(w.size(), 32);
   pack_rows(dtype, rows, k, w.data(), panels.data());
-  each_level(dtype, [&](const KernelTable& kernels) {
+  for (const KernelTable* kernels : usable_levels())
     for (const int64_t n : tokens)
       for (const auto& [begin, end] : ranges) {
-        CAPTURE(kernels.name);
+        CAPTURE(kernels->name);
         CAPTURE(dtype_name(dtype));
         CAPTURE(k);
         CAPTURE(rows);
         CAPTURE(n);
         CAPTURE(begin);
         CAPTURE(end);
-        const std::vector<float> y = multiply(kernels, dtype, panels, rows, begin, end, a.rows(n, k));
+        const std::vector<float> y = multiply(*kernels, dtype, panels, rows, begin, end, a.rows(n, k));
         REQUIRE(same_range(y, expected, n, rows, begin, end));
       }
-  });
 }
 
-TEST_CASE("packed matmul: a level that packs a type also multiplies it, and the scalar level has all") {
-  const auto packs = [](const KernelTable& kernels, int dtype) { return kernels.pack[dtype] != nullptr; };
-  const auto multiplies = [](const KernelTable& kernels, int dtype) {
-    return kernels.matmul_packed[dtype] != nullptr;
-  };
+TEST_CASE("packed matmul: every level has every block type and no other") {
   for (const KernelTable* kernels : usable_levels())
-    for (int dtype = 0; dtype < kDTypeSlots; ++dtype) {
+    for (const DTypeInfo& info : kDTypes) {
       CAPTURE(kernels->name);
-      CAPTURE(dtype);
-      CHECK(packs(*kernels, dtype) == multiplies(*kernels, dtype));
+      CAPTURE(info.name);
+      const auto i = static_cast<size_t>(info.dtype);
+      CHECK((kernels->pack[i] != nullptr) == (info.block_size > 1));
+      CHECK((kernels->matmul_packed[i] != nullptr) == (info.block_size > 1));
     }
-  for (const DType dtype : kBlockTypes) CHECK(packs(scalar_level(), static_cast<int>(dtype)));
-  for (const DType dtype : {DType::F32, DType::F16, DType::BF16})
-    CHECK_FALSE(packs(scalar_level(), static_cast<int>(dtype)));
 }
 
 TEST_CASE("packed matmul: every level packs as the portable packer") {
@@ -186,15 +175,13 @@ TEST_CASE("packed matmul: every level packs as the portable packer") {
         std::vector<uint8_t> expected(w.size());
         pack_rows(dtype, rows, k, w.data(), expected.data());
         for (const KernelTable* kernels : usable_levels()) {
-          const PackFn pack = kernels->pack[static_cast<size_t>(dtype)];
-          if (pack == nullptr) continue;
           CAPTURE(kernels->name);
           CAPTURE(dtype_name(dtype));
           CAPTURE(k);
           CAPTURE(rows);
           AlignedBytes panel(w.size(), 32);
           std::memset(panel.data(), 0xee, panel.size());
-          pack(w.data(), rows, k, panel.data());
+          kernels->pack[static_cast<size_t>(dtype)](w.data(), rows, k, panel.data());
           REQUIRE(std::memcmp(panel.data(), expected.data(), expected.size()) == 0);
         }
       }
@@ -284,20 +271,32 @@ TEST_CASE("packed matmul: scales that are zero, subnormal, infinite or NaN") {
   }
 }
 
+TEST_CASE("packed matmul: more tokens than a tile holds, and long rows") {
+  Rng rng(26);
+  for (const DType dtype : kBlockTypes) {
+    const int64_t k = is_k_quant(dtype) ? 256 : 288;
+    check_levels(dtype, random_rows(dtype, 24, k, rng), 24, k, random_activations(dtype, 1031, k, rng),
+                 {513, 1031}, {{0, 24}});
+    check_levels(dtype, random_rows(dtype, 16, 10240, rng), 16, 10240,
+                 random_activations(dtype, 9, 10240, rng), {1, 2, 3, 4, 9}, {{0, 16}});
+  }
+}
+
 TEST_CASE("packed matmul: no token or no element gives nothing or zeros") {
   Rng rng(25);
+  const ActRows no_token{0, 256, nullptr, nullptr, nullptr, nullptr},
+      no_element{2, 0, nullptr, nullptr, nullptr, nullptr};
+  const std::vector<float> zeros(16, 0.0f);
   for (const DType dtype : kBlockTypes) {
     AlignedBytes panels(static_cast<size_t>(8 * row_bytes(dtype, 256)), 32);
     const std::vector<uint8_t> w = random_rows(dtype, 8, 256, rng);
     pack_rows(dtype, 8, 256, w.data(), panels.data());
-    each_level(dtype, [&](const KernelTable& kernels) {
-      CAPTURE(kernels.name);
+    for (const KernelTable* kernels : usable_levels()) {
+      CAPTURE(kernels->name);
       CAPTURE(dtype_name(dtype));
-      CHECK(multiply(kernels, dtype, panels, 8, 0, 8, {0, 256, nullptr, nullptr, nullptr, nullptr}).empty());
-      for (const float y :
-           multiply(kernels, dtype, panels, 8, 0, 8, {2, 0, nullptr, nullptr, nullptr, nullptr}))
-        CHECK(y == 0.0f);
-    });
+      CHECK(multiply(*kernels, dtype, panels, 8, 0, 8, no_token).empty());
+      CHECK(same_range(multiply(*kernels, dtype, panels, 8, 0, 8, no_element), zeros, 2, 8, 0, 8));
+    }
   }
 }
 
