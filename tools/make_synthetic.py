@@ -1,15 +1,19 @@
 """Write a GGUF file of the true shapes of Gemma 4 12B with random weights, for speed work without weights.
 
-The types follow the public Q4_K_M rule (Q6_K for the embedding and for some value and down projections) or
-Q8_0 throughout. Codes are random, scales small, values centred on zero, so activations stay finite. The
-text it writes means nothing. Tensor bytes of the full Q4_K_M: 7,365,558,464.
+The types follow the public Q4_K_M rule (Q6_K for the embedding and for half of the value and down
+projections) or are Q8_0 throughout. Every code is random and valid; the f16 scales are U(0.5, 1.5) times
+what gives rows of unit gain, so activations stay finite through all layers. The text such a model writes
+means nothing. Tensors are made and written in pieces of about 8 MB, so memory use does not grow with the
+file. Tensor bytes of 48 layers: 7,365,558,464 (Q4_K_M), 12,653,822,144 (Q8_0).
 
-Usage: python tools/make_synthetic.py OUT.gguf --layers 6 --type Q4_K_M
+Usage: python tools/make_synthetic.py OUT.gguf --layers 6 --type Q4_K_M [--layout packed]
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -19,7 +23,25 @@ from make_tiny_model import Shape, write_header
 
 __all__ = ["shape_12b", "type_of", "write_synthetic"]
 
-_F16_STEP = 2.0**-10
+_ALIGNMENT = 32
+_PIECE = 8 << 20
+
+
+@dataclass(frozen=True)
+class _Format:
+    """Where the f16 scales of a block lie, and their mean for rows whose numbers have variance 1 / cols.
+
+    Q4_K: (d sc) q - (dmin mn) with sc and mn up to 63 and q up to 15: the means cancel at dmin = 7.5 d.
+    """
+
+    scales: tuple[tuple[int, float], ...]
+
+
+_FORMATS = {
+    "Q4_K": _Format(((0, 2.0**-8), (2, 7.5 * 2.0**-8))),
+    "Q6_K": _Format(((208, 2.0**-10),)),
+    "Q8_0": _Format(((0, 2.0**-6),)),
+}
 
 
 def shape_12b(n_layers: int) -> Shape:
@@ -58,71 +80,102 @@ def type_of(name: str, layer: int, n_layers: int, v_index: int, n_v: int, mix: s
     return "Q4_K"
 
 
-def _random_rows(kind: str, rows: int, cols: int, noise: np.ndarray) -> np.ndarray:
-    """uint8 [rows, bytes per row]: random blocks with scales that keep the values near 1 / sqrt(cols)."""
-    quant = gguf.GGMLQuantizationType[kind]
-    block, size = gguf.GGML_QUANT_SIZES[quant]
-    n_blocks = rows * cols // block
-    data = np.resize(noise[: len(noise) // size * size], n_blocks * size).reshape(n_blocks, size)
-    spread = np.float16(_F16_STEP / np.sqrt(cols))
-    if (
-        kind == "Q4_K"
-    ):  # (d sc) q - (dmin mn), sc and mn up to 63, q up to 15: the means cancel at dmin = 7.5 d
-        data[:, 0:2] = np.frombuffer(np.float16(spread * 4).tobytes(), np.uint8)
-        data[:, 2:4] = np.frombuffer(np.float16(spread * 30).tobytes(), np.uint8)
-    elif kind == "Q6_K":
-        data[:, 208:210] = np.frombuffer(np.float16(spread).tobytes(), np.uint8)
-    elif kind == "Q8_0":
-        data[:, 0:2] = np.frombuffer(np.float16(spread * 16).tobytes(), np.uint8)
-    else:
-        raise ValueError(f"no random blocks for {kind}; choose Q4_K_M or Q8_0")
-    return data.reshape(rows, -1)
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor of the file: [rows, cols], a vector where rows is 0."""
+
+    name: str
+    kind: str
+    rows: int
+    cols: int
+
+    @property
+    def n_bytes(self) -> int:
+        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.kind]]
+        return max(self.rows, 1) * self.cols // block * size
 
 
-def write_synthetic(path: Path, *, n_layers: int, mix: str, seed: int) -> None:
-    """Write the file. Peak memory is about the size of the file."""
-    shape = shape_12b(n_layers)
-    rng = np.random.default_rng(seed)
-    noise = rng.integers(0, 256, 16 << 20, dtype=np.uint8)
-    writer = gguf.GGUFWriter(str(path), shape.arch, use_temp_file=True)
-    write_header(writer, shape, seed=seed, type_name="F32")
-    n_v = sum(shape.sliding_layers)
-
-    def matrix(name: str, stem: str, rows: int, cols: int, layer: int = 0, v_index: int = 0) -> None:
-        kind = type_of(stem, layer, n_layers, v_index, n_v, mix)
-        data = _random_rows(kind, rows, cols, np.roll(noise, int(rng.integers(1 << 20))))
-        writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
-
-    def vector(name: str, n: int) -> None:
-        writer.add_tensor(name, rng.uniform(0.9, 1.1, n).astype(np.float32))
-
+def _entries(shape: Shape, mix: str) -> Iterator[_Entry]:
+    n_layers, n_v = len(shape.sliding_layers), sum(shape.sliding_layers)
     d_model, d_ff = shape.d_model, shape.d_ff
-    matrix("token_embd.weight", "token_embd", shape.n_vocab, d_model)
-    vector("output_norm.weight", d_model)
     v_index = 0
+
+    def matrix(block: str, stem: str, rows: int, cols: int, layer: int = 0) -> _Entry:
+        kind = type_of(stem, layer, n_layers, v_index, n_v, mix)
+        return _Entry(f"{block}{stem}.weight", kind, rows, cols)
+
+    yield matrix("", "token_embd", shape.n_vocab, d_model)
+    yield _Entry("output_norm.weight", "F32", 0, d_model)
     for i, sliding in enumerate(shape.sliding_layers):
         head_dim = shape.head_dim if sliding else shape.head_dim_global
         kv = (shape.n_kv_heads if sliding else shape.n_kv_heads_global) * head_dim
         q = shape.n_heads * head_dim
         block = f"blk.{i}."
         for norm in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
-            vector(f"{block}{norm}.weight", d_model)
-        vector(f"{block}attn_q_norm.weight", head_dim)
-        vector(f"{block}attn_k_norm.weight", head_dim)
-        vector(f"{block}layer_output_scale.weight", 1)
-        matrix(f"{block}attn_q.weight", "attn_q", q, d_model, i)
-        matrix(f"{block}attn_k.weight", "attn_k", kv, d_model, i)
+            yield _Entry(f"{block}{norm}.weight", "F32", 0, d_model)
+        yield _Entry(f"{block}attn_q_norm.weight", "F32", 0, head_dim)
+        yield _Entry(f"{block}attn_k_norm.weight", "F32", 0, head_dim)
+        yield _Entry(f"{block}layer_output_scale.weight", "F32", 0, 1)
+        yield matrix(block, "attn_q", q, d_model, i)
+        yield matrix(block, "attn_k", kv, d_model, i)
         if sliding:
-            matrix(f"{block}attn_v.weight", "attn_v", kv, d_model, i, v_index)
+            yield matrix(block, "attn_v", kv, d_model, i)
             v_index += 1
-        matrix(f"{block}attn_output.weight", "attn_output", d_model, q, i)
-        matrix(f"{block}ffn_gate.weight", "ffn_gate", d_ff, d_model, i)
-        matrix(f"{block}ffn_up.weight", "ffn_up", d_ff, d_model, i)
-        matrix(f"{block}ffn_down.weight", "ffn_down", d_model, d_ff, i)
+        yield matrix(block, "attn_output", d_model, q, i)
+        yield matrix(block, "ffn_gate", d_ff, d_model, i)
+        yield matrix(block, "ffn_up", d_ff, d_model, i)
+        yield matrix(block, "ffn_down", d_model, d_ff, i)
+
+
+def _pieces(entry: _Entry, noise: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """The bytes of a tensor, uint8 [blocks, block size] at a time; noise: uint8 [2 * _PIECE]."""
+    if entry.rows == 0:
+        yield rng.uniform(0.9, 1.1, entry.cols).astype(np.float32).view(np.uint8)
+        return
+    size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[entry.kind]][1]
+    left = entry.n_bytes // size
+    while left:
+        n = min(left, _PIECE // size)
+        left -= n
+        start = int(rng.integers(noise.size - n * size))
+        blocks = noise[start : start + n * size].reshape(n, size).copy()
+        spread = rng.uniform(0.5, 1.5, n) / np.sqrt(entry.cols)
+        for offset, mean in _FORMATS[entry.kind].scales:
+            blocks[:, offset : offset + 2] = (spread * mean).astype(np.float16).view(np.uint8).reshape(n, 2)
+        yield blocks
+
+
+def write_synthetic(path: Path, *, n_layers: int, mix: str, seed: int) -> None:
+    """Write the file. The same arguments always give the same bytes."""
+    shape = shape_12b(n_layers)
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, 256, 2 * _PIECE, dtype=np.uint8)
+    writer = gguf.GGUFWriter(str(path), shape.arch)
+    write_header(writer, shape, seed=seed, type_name="F32")
+    ready = [info.tensor for info in writer.tensors[0].values()]  # the rotary factors
+    entries = list(_entries(shape, mix))
+    for entry in entries:
+        extents = (entry.rows, entry.cols) if entry.rows else (entry.cols,)
+        kind = gguf.GGMLQuantizationType[entry.kind]
+        writer.add_tensor_info(entry.name, extents, np.dtype(np.float32), entry.n_bytes, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
     writer.close()
+    with path.open("ab") as file:
+
+        def align() -> None:
+            file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+
+        align()
+        for tensor in ready:
+            assert tensor is not None
+            file.write(tensor.tobytes())
+            align()
+        for entry in entries:
+            for piece in _pieces(entry, noise, rng):
+                file.write(piece.data)
+            align()
 
 
 def main() -> None:
@@ -130,9 +183,16 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--type", default="Q4_K_M", choices=["Q4_K_M", "Q8_0"])
+    parser.add_argument("--layout", default="gguf", choices=["gguf", "packed"])
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    write_synthetic(args.out, n_layers=args.layers, mix=args.type, seed=args.seed)
+    rows = args.out if args.layout == "gguf" else args.out.with_name(args.out.name + ".rows")
+    write_synthetic(rows, n_layers=args.layers, mix=args.type, seed=args.seed)
+    if args.layout == "packed":
+        import gemmule
+
+        gemmule.pack(rows, args.out, overwrite=True)
+        rows.unlink()
     print(f"{args.out}: {args.out.stat().st_size} bytes")
 
 

@@ -47,7 +47,19 @@ std::unique_ptr<Backend> open_cpu(const std::string& isa, int n_threads) {
     throw std::invalid_argument(
         cat("n_threads is ", n_threads, "; choose 1 to ", kMaxThreads, ", or 0 for all cores"));
   const KernelTable& kernels = select_kernels(detect_cpu_features(), isa);
-  return std::make_unique<CpuBackend>(kernels, n_threads > 0 ? n_threads : physical_cores());
+  return std::make_unique<CpuBackend>(kernels, n_threads > 0 ? n_threads : physical_cores(), n_threads == 0);
+}
+
+void CpuBackend::begin_step(int64_t n_rows) {
+  is_tuned_step_ = n_rows == 1 && tuner_.n_threads() > 1;
+  pool_.limit_threads(is_tuned_step_ ? tuner_.next() : pool_.n_threads());
+  step_start_ = std::chrono::steady_clock::now();
+}
+
+void CpuBackend::end_step() {
+  if (!is_tuned_step_) return;
+  pool_.limit_threads(pool_.n_threads());
+  tuner_.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - step_start_).count());
 }
 
 Rows CpuBackend::alloc(int64_t n_rows, int64_t cols) {

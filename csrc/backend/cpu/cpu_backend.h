@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <initializer_list>
 #include <memory>
 #include <span>
@@ -13,15 +14,20 @@
 #include "backend/cpu/packed_weights.h"
 #include "core/arena.h"
 #include "core/thread_pool.h"
+#include "core/thread_tuner.h"
 
 namespace gemmule {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const KernelTable& kernels, int n_threads) : kernels_(kernels), pool_(n_threads) {}
+  // choose_fewer: one-row steps may use fewer threads, where those are as fast (thread_tuner.h).
+  CpuBackend(const KernelTable& kernels, int n_threads, bool choose_fewer = false)
+      : kernels_(kernels), pool_(n_threads), tuner_(choose_fewer ? n_threads : 1) {}
 
   const char* isa() const override { return kernels_.name; }
   int n_threads() const override { return pool_.n_threads(); }
+  void begin_step(int64_t n_rows) override;
+  void end_step() override;
 
   Tensor place(const Tensor& file_view) override {
     max_row_bytes_ = std::max(max_row_bytes_, file_view.row_size());
@@ -92,6 +98,9 @@ class CpuBackend final : public Backend {
 
   const KernelTable& kernels_;
   ThreadPool pool_;
+  ThreadTuner tuner_;
+  bool is_tuned_step_ = false;
+  std::chrono::steady_clock::time_point step_start_;
   PackedWeights weights_;
   std::vector<Arena> buffers_;
   Arena scratch_;  // [n_threads][scratch_bytes_]

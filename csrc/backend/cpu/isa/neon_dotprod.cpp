@@ -1,0 +1,25 @@
+// NEON with 8-bit dot products: ARM since about 2018, Apple since the M1. Compiled with those flags, so no
+// standard header may be included below: its inline functions would leak such code into the rest of the
+// program.
+#include "backend/cpu/isa/vec_neon.h"
+#include "backend/cpu/kernels/dot_neon_dotprod.inl"
+
+namespace gemmule {
+namespace {
+namespace quant_neon {
+using OneToken = Sdot;
+using ManyTokens = Sdot;
+}  // namespace quant_neon
+}  // namespace
+}  // namespace gemmule
+
+#include "backend/cpu/kernels/matmul_quant_neon.inl"
+#include "backend/cpu/kernels/table.inl"
+
+namespace gemmule {
+const KernelTable& kernels_neon_dotprod() noexcept {
+  static constexpr KernelTable table =
+      make_table("neon_dotprod", "NEON + dot products: ARM since about 2018, Apple since M1");
+  return table;
+}
+}  // namespace gemmule
