@@ -95,6 +95,11 @@ class Backend {
   virtual const char* isa() const = 0;
   virtual int n_threads() const = 0;
 
+  // Around the operations of a step of n_rows rows, so that the backend can learn from its time. A step that
+  // an exception ends has no end_step.
+  virtual void begin_step(int64_t n_rows) { static_cast<void>(n_rows); }
+  virtual void end_step() {}
+
   // Makes a weight usable by this backend: a view on the CPU, a copy elsewhere. The file outlives the
   // backend.
   virtual Tensor place(const Tensor& file_view) = 0;

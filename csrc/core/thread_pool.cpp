@@ -1,10 +1,12 @@
 // A run: the caller publishes the jobs, takes jobs itself and waits until every job that was taken is
 // finished. It does not wait for workers that hold no job, so a worker that the system has preempted costs at
-// most its current piece. Idle workers spin for some microseconds, yield for a while, then sleep: a decode
-// step keeps them awake between its runs, an idle model costs no processor time, and on a busy machine the
-// yields let the preempted thread run.
+// most its current piece. Waiting threads spin for some microseconds, yield for a while, then sleep: a decode
+// step keeps them awake between its runs, an idle model costs no processor time, and on a busy machine, where
+// two of them may share a processor, the yields let the one that holds a job run.
 #include "core/thread_pool.h"
 
+#include <algorithm>
+#include <chrono>
 #include <system_error>
 
 #include "core/error.h"
@@ -16,8 +18,11 @@
 namespace gemmule {
 namespace {
 
-constexpr int kSpins = 2000;  // 20 to 60 us of pauses: longer than the serial work between two runs
-constexpr int kYields = 200;  // then offer the processor to others before sleeping
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::microseconds kSpin{10};  // longer than the serial work between most runs
+constexpr int kPauses = 16;                     // between two looks at the clock
+constexpr int kYields = 200;                    // then sleep: about 0.1 ms on an idle machine
 
 inline void cpu_relax() {
 #if defined(__x86_64__)
@@ -27,9 +32,37 @@ inline void cpu_relax() {
 #endif
 }
 
+// One wait for something that another thread does.
+class Patience {
+ public:
+  // Lets a moment pass; false: it has been so long that the thread should sleep.
+  bool wait_a_little() {
+    if (yields_ == 0 && (++pauses_ % kPauses != 0 || is_soon())) {
+      cpu_relax();
+      return true;
+    }
+    // Counted, not timed: a thread that shares its processor with one that works is to stay awake, because a
+    // wake-up would interrupt that one in every run.
+    if (++yields_ > kYields) return false;
+    std::this_thread::yield();
+    return true;
+  }
+
+ private:
+  bool is_soon() {
+    const Clock::time_point now = Clock::now();
+    if (pauses_ == kPauses) start_ = now;
+    return now - start_ < kSpin;
+  }
+
+  int pauses_ = 0, yields_ = 0;
+  Clock::time_point start_;
+};
+
 }  // namespace
 
 ThreadPool::ThreadPool(int n_threads) {
+  active_.value.store(static_cast<uint64_t>(n_threads), std::memory_order_relaxed);
   try {
     workers_.reserve(static_cast<size_t>(n_threads > 1 ? n_threads - 1 : 0));
     for (int thread = 1; thread < n_threads; ++thread)
@@ -46,17 +79,35 @@ ThreadPool::~ThreadPool() { stop(); }
 
 void ThreadPool::stop() {
   stopping_.store(true, std::memory_order_relaxed);
+  active_.value.store(kMaxThreads, std::memory_order_release);  // nobody is to wait for this one any more
+  active_.value.notify_all();
   epoch_.value.fetch_add(1, std::memory_order_release);
   epoch_.value.notify_all();
   for (std::thread& worker : workers_) worker.join();
   workers_.clear();
 }
 
+void ThreadPool::set_active(int n) {
+  const auto active = static_cast<uint64_t>(n);
+  if (active == active_.value.load(std::memory_order_relaxed)) return;
+  active_.value.store(active, std::memory_order_release);
+  active_.value.notify_all();
+}
+
 void ThreadPool::run_jobs(int64_t n_jobs, JobFn fn, void* context) {
-  if (workers_.empty() || n_jobs <= 1) {
+  const int n_active = std::min(limit_, n_threads());
+  if (n_active == 1 || n_jobs <= 1) {
     for (int64_t job = 0; job < n_jobs; ++job) fn(context, job, 0);
     return;
   }
+  set_active(n_active);
+  publish(n_jobs, fn, context);
+  while (take_one_job(0)) {
+  }
+  wait_for_all(static_cast<uint64_t>(n_jobs));
+}
+
+void ThreadPool::publish(int64_t n_jobs, JobFn fn, void* context) {
   // No job of the previous run is held any more, so no worker reads these until it takes a job of this run.
   fn_ = fn;
   context_ = context;
@@ -65,19 +116,13 @@ void ThreadPool::run_jobs(int64_t n_jobs, JobFn fn, void* context) {
   jobs_left_.value.store(static_cast<uint64_t>(n_jobs), std::memory_order_release);
   epoch_.value.fetch_add(1, std::memory_order_release);
   epoch_.value.notify_all();
+}
 
-  while (take_one_job(0)) {
-  }
-  const auto all = static_cast<uint64_t>(n_jobs);
-  for (int i = 0;; ++i) {
+void ThreadPool::wait_for_all(uint64_t n_jobs) {
+  for (Patience patience;;) {
     const uint64_t done = jobs_done_.value.load(std::memory_order_acquire);
-    if (done == all) return;
-    if (i < kSpins)
-      cpu_relax();
-    else if (i < kSpins + kYields)
-      std::this_thread::yield();
-    else
-      jobs_done_.value.wait(done, std::memory_order_acquire);
+    if (done == n_jobs) return;
+    if (!patience.wait_a_little()) jobs_done_.value.wait(done, std::memory_order_acquire);
   }
 }
 
@@ -95,22 +140,19 @@ bool ThreadPool::take_one_job(int thread) {
 }
 
 void ThreadPool::worker_loop(int thread) {
-  int idle = 0;
+  Patience patience;
   while (!stopping_.load(std::memory_order_relaxed)) {
-    if (take_one_job(thread)) {
-      idle = 0;
-    } else if (idle < kSpins) {
-      ++idle;
-      cpu_relax();
-    } else if (idle < kSpins + kYields) {
-      ++idle;
-      std::this_thread::yield();
-    } else {
+    const uint64_t active = active_.value.load(std::memory_order_acquire);
+    if (static_cast<uint64_t>(thread) >= active) {
+      active_.value.wait(active, std::memory_order_acquire);
+    } else if (take_one_job(thread)) {
+      patience = {};
+    } else if (!patience.wait_a_little()) {
       // The epoch is read before the last look at the jobs: a run that starts in between changes it.
       const uint64_t epoch = epoch_.value.load(std::memory_order_acquire);
       if (jobs_left_.value.load(std::memory_order_acquire) == 0 && !stopping_.load(std::memory_order_relaxed))
         epoch_.value.wait(epoch, std::memory_order_acquire);
-      idle = 0;
+      patience = {};
     }
   }
 }

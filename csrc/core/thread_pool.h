@@ -1,6 +1,6 @@
 // A fixed set of worker threads owned by a backend. `run` hands jobs out one at a time from an atomic
 // counter, so a worker that the system preempts delays the others by at most the job it holds. Workers spin
-// briefly between calls, then yield, then park.
+// briefly between calls, then yield, then sleep.
 #pragma once
 
 #include <atomic>
@@ -23,6 +23,9 @@ class ThreadPool {
 
   int n_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
+  // At most this many threads work in the runs that follow. Not while one is running.
+  void limit_threads(int n) { limit_ = n > 1 ? n : 1; }
+
   // Calls fn(job, thread) for every job in [0, n_jobs) and returns when all are done. fn must not throw.
   // Not reentrant; one caller at a time.
   template <class Fn>
@@ -36,6 +39,9 @@ class ThreadPool {
  private:
   using JobFn = void (*)(void* context, int64_t job, int thread);
   void run_jobs(int64_t n_jobs, JobFn fn, void* context);
+  void set_active(int n);
+  void publish(int64_t n_jobs, JobFn fn, void* context);
+  void wait_for_all(uint64_t n_jobs);
   bool take_one_job(int thread);
   void stop();
   void worker_loop(int thread);
@@ -46,10 +52,12 @@ class ThreadPool {
   Line jobs_left_;  // jobs of the current run that nobody has taken yet
   Line jobs_done_;  // jobs of the current run that are finished
   Line epoch_;      // raised with every run; sleeping workers wait for it to change
+  Line active_;     // threads that take jobs; the others wait for it to change
   JobFn fn_ = nullptr;
   void* context_ = nullptr;
   int64_t n_jobs_ = 0;
   std::atomic<bool> stopping_{false};
+  int limit_ = kMaxThreads;
   std::vector<std::thread> workers_;
 };
 

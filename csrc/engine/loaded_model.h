@@ -49,10 +49,13 @@ class LoadedModel {
   // fn(gemma) with the model to itself, for a step of up to n_rows rows; checks first that the file is still
   // whole. Steps of more than n_ubatch rows (a long image) throw NotEnoughMemoryError where they cannot fit.
   template <class Fn>
-  auto run(int64_t n_rows, Fn&& fn) {
+  void run(int64_t n_rows, Fn&& fn) {
     const OwnedLock lock(mutex_);
     file_->file().check_not_truncated();
-    return fn(for_rows(n_rows));
+    Gemma4& gemma = for_rows(n_rows);
+    backend_->begin_step(n_rows);
+    fn(gemma);
+    backend_->end_step();
   }
 
   // fn(backend) with the model to itself, for what is computed beside the forward pass.

@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "engine/logit_scan.h"
+
 namespace gemmule {
 
 struct SamplerOptions {
@@ -47,18 +49,22 @@ class Sampler {
   const SamplerOptions& options() const { return options_; }
 
  private:
-  struct Candidate {
-    float logit;
-    int32_t token;
-  };
-  void adjust(std::span<const int32_t> history, size_t n_prompt);
-  void forbid(std::span<const uint32_t> mask);
-  void keep_top_k();
+  float& change(std::span<const float> logits, int32_t token);
+  void adjust(std::span<const float> logits, std::span<const int32_t> history, size_t n_prompt);
+  template <class Fn>
+  void each_changed(std::span<const uint32_t> mask, Fn&& fn) const;
+  void keep_top_k(const LogitRow& row, bool& finite);
   void keep_probable();
+  void sort_more();
+  int32_t draw(int64_t position) const;
 
   SamplerOptions options_;
-  std::vector<float> work_;            // logits after bias and penalties
-  std::vector<Candidate> candidates_;  // best first once cut
+  std::vector<float> adjusted_;       // [n_vocab] logits after bias and penalties, of the changed tokens
+  std::vector<uint32_t> is_changed_;  // [n_vocab / 32] their bits
+  std::vector<int32_t> changed_;      // these tokens
+  std::vector<int32_t> count_;        // [n_vocab] zero between two samples
+  std::vector<Candidate> candidates_;
+  size_t n_sorted_ = 0;  // candidates in order, at the front: the best ones
 };
 
 // Throws Error when a number is not finite, naming what they are and the position.

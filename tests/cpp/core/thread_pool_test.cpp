@@ -62,3 +62,26 @@ TEST_CASE("a slow job does not keep the others from being done") {
 TEST_CASE("a pool can be made and destroyed without ever running") {
   for (int i = 0; i < 50; ++i) ThreadPool pool(4);
 }
+
+TEST_CASE("a limit keeps the other threads out, and they come back") {
+  ThreadPool pool(4);
+  for (const int limit : {4, 1, 3, 2, 4, 0, 9}) {
+    pool.limit_threads(limit);
+    for (int round = 0; round < 200; ++round) {
+      std::vector<std::atomic<int>> by_thread(4);
+      pool.run(16, [&](int64_t, int thread) { ++by_thread[static_cast<size_t>(thread)]; });
+      int total = 0;
+      for (const auto& n : by_thread) total += n.load();
+      CHECK(total == 16);
+      if (limit <= 1) CHECK(by_thread[0].load() == 16);
+    }
+  }
+}
+
+TEST_CASE("a pool whose workers wait behind a limit can be destroyed") {
+  for (int i = 0; i < 50; ++i) {
+    ThreadPool pool(4);
+    pool.limit_threads(1);
+    pool.run(4, [](int64_t, int) {});
+  }
+}

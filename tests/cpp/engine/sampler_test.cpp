@@ -199,3 +199,82 @@ TEST_CASE("require_finite finds a bad number at any place and passes all others"
     }
   }
 }
+
+namespace {
+
+// What the sampler promises, written down plainly: a copy of the row, a full sort, every exponential.
+int32_t plain_draw(const SamplerOptions& o, std::vector<float> x, std::span<const int32_t> history,
+                   size_t n_prompt, int64_t position, std::span<const uint32_t> mask) {
+  for (const auto& [token, bias] : o.logit_bias) x[static_cast<size_t>(token)] += bias;
+  for (size_t t = 0; t < x.size(); ++t) {
+    const auto is_t = [&](int32_t token) { return static_cast<size_t>(token) == t; };
+    const auto recent = history.last(std::min(history.size(), kPenaltyWindow));
+    if (std::any_of(recent.begin(), recent.end(), is_t))
+      x[t] = x[t] > 0 ? x[t] / o.repeat_penalty : x[t] * o.repeat_penalty;
+    const auto said = history.subspan(n_prompt);
+    if (const auto n = std::count_if(said.begin(), said.end(), is_t); n > 0)
+      x[t] -= o.presence_penalty + o.frequency_penalty * static_cast<float>(n);
+    if (!mask.empty() && (mask[t / 32] >> (t % 32) & 1u) == 0) x[t] = -kInf;
+  }
+  for (const int32_t token : o.suppress) x[static_cast<size_t>(token)] = -kInf;
+  std::vector<std::pair<float, int32_t>> c;
+  for (size_t t = 0; t < x.size(); ++t)
+    if (x[t] > -kInf) c.emplace_back(-x[t], static_cast<int32_t>(t));
+  std::sort(c.begin(), c.end());
+  if (o.temperature == 0) return c[0].second;
+  if (o.top_k > 0 && static_cast<size_t>(o.top_k) < c.size()) c.resize(static_cast<size_t>(o.top_k));
+  const float highest = -c[0].first;
+  double sum = 0;
+  for (auto& [logit, token] : c) sum += std::exp(double{logit = (-logit - highest) / o.temperature});
+  if (o.top_p < 1) {
+    size_t n = 0;
+    for (double reached = 0; n < c.size() && (n == 0 || reached < o.top_p * sum); ++n)
+      reached += std::exp(double{c[n].first});
+    c.resize(n);
+  }
+  std::erase_if(c, [&](const auto& item) { return std::exp(item.first) < o.min_p; });
+  int32_t token = 0;
+  double best = -std::numeric_limits<double>::infinity();
+  for (const auto& [logit, t] : c)
+    if (const double score = logit + gumbel_noise(o.seed, position, t); score > best) {
+      best = score;
+      token = t;
+    }
+  return token;
+}
+
+}  // namespace
+
+TEST_CASE("the shortcuts of the sampler change no token") {
+  std::mt19937 rng(9);
+  const auto one_of = [&](auto... values) {
+    return std::vector<std::common_type_t<decltype(values)...>>{values...}[rng() % sizeof...(values)];
+  };
+  for (unsigned round = 0; round < 1500; ++round) {
+    const int n = one_of(70, 128, 1000, 3000);
+    auto logits = some_logits(static_cast<size_t>(n), round);
+    if (round % 3 == 0)
+      for (float& x : logits) x = std::round(x);
+    const auto token = [&] { return static_cast<int32_t>(rng() % static_cast<unsigned>(n)); };
+    SamplerOptions o{.temperature = one_of(0.0f, 0.7f, 1.0f, 1e-3f, 50.0f),
+                     .top_k = one_of(0, 1, 5, 64, 300, n, n + 1),
+                     .top_p = one_of(1.0f, 0.95f, 0.5f),
+                     .min_p = one_of(0.0f, 0.05f, 1.0f),
+                     .repeat_penalty = one_of(1.0f, 1.3f),
+                     .presence_penalty = one_of(0.0f, 0.5f),
+                     .frequency_penalty = one_of(0.0f, -0.2f),
+                     .seed = rng()};
+    for (int i = one_of(0, 0, 9); i > 0; --i) o.logit_bias.emplace_back(token(), one_of(-20.0f, 3.0f, -kInf));
+    for (int i = one_of(0, 0, 9); i > 0; --i) o.suppress.push_back(token());
+    std::vector<uint32_t> mask(one_of(0, 1) != 0 ? static_cast<size_t>(n + 31) / 32 : 0);
+    for (uint32_t& word : mask) word = static_cast<uint32_t>(rng()) | 1u;
+    std::vector<int32_t> history(one_of(10u, 200u));
+    for (int32_t& t : history) t = token() % 50;
+    Sampler sampler(o);
+    for (int64_t position = 0; position < 2; ++position) {  // twice, so that nothing stays behind
+      history.push_back(token());
+      CHECK(sampler.sample(logits, history, 7, position, mask).token ==
+            plain_draw(o, logits, history, 7, position, mask));
+    }
+  }
+}

@@ -1,0 +1,54 @@
+#include "core/thread_tuner.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <functional>
+
+using gemmule::ThreadTuner;
+
+namespace {
+
+// Steps with the given time for each number of threads; returns the number for the next one.
+int settle(ThreadTuner& tuner, const std::function<double(int)>& step_time, int n_steps) {
+  for (int i = 0; i < n_steps; ++i) tuner.took(step_time(tuner.next()));
+  return tuner.next();
+}
+
+}  // namespace
+
+TEST_CASE("the tuner keeps all threads where each of them helps") {
+  for (const int n : {2, 3, 8, 64}) {
+    ThreadTuner tuner(n);
+    CHECK(tuner.next() == n);
+    int fewer = 0;
+    for (int i = 0; i < 5000; ++i) {
+      fewer += tuner.next() != n;
+      tuner.took(1.0 / tuner.next());
+    }
+    CHECK(tuner.next() == n);
+    CHECK(fewer <= 3);  // one hopeless step a search
+  }
+}
+
+TEST_CASE("the tuner finds the fewest threads that saturate the memory") {
+  const auto saturated_by = [](int enough) { return [=](int n) { return 1.0 / std::min(n, enough); }; };
+  ThreadTuner eight(8), sixteen(16), two(2);
+  CHECK(settle(eight, saturated_by(3), 200) == 3);
+  CHECK(settle(sixteen, saturated_by(9), 200) == 9);
+  CHECK(settle(two, saturated_by(1), 200) == 1);
+  CHECK(settle(two, saturated_by(2), 4000) == 2);  // the other programs have gone
+}
+
+TEST_CASE("slow steps here and there do not mislead the tuner") {
+  ThreadTuner tuner(8);
+  int i = 0;
+  const auto noisy = [&](int n) { return 1.0 / std::min(n, 4) * (++i % 3 == 0 ? 1.15 : 1.0); };
+  CHECK(settle(tuner, noisy, 300) == 4);
+}
+
+TEST_CASE("one thread is never tuned") {
+  ThreadTuner tuner(1);
+  CHECK(settle(
+            tuner, [](int) { return 1.0; }, 5000) == 1);
+}
