@@ -107,8 +107,8 @@ template <void (*turn)(DType, int64_t, int64_t, const uint8_t*, uint8_t*)>
 Bytes turn_rows(const std::string& type, int64_t rows, int64_t cols, const Bytes& data) {
   const DTypeInfo& info = type_named(type);
   if (!can_pack(info.dtype, rows, cols))
-    throw std::invalid_argument(
-        cat("a ", type, " matrix of ", rows, " rows of ", cols, " elements has no packed form"));
+    throw std::invalid_argument(cat("a ", type, " matrix of ", rows, " rows of ", cols,
+                                    " elements has no packed form; leave it in GGUF's layout"));
   const int64_t n_blocks = cols / info.block_size;
   if (data.size() % info.block_bytes != 0 || data.size() / info.block_bytes % n_blocks != 0 ||
       data.size() / info.block_bytes / n_blocks != rows)

@@ -14,7 +14,7 @@ namespace gemmule {
 namespace {
 
 constexpr size_t kMaxItems = size_t{1} << 24;
-constexpr uint64_t kUpperHalf = 0xffffffff00000000u;
+constexpr uint32_t kBatch = 64;
 
 uint64_t make_key() {
   std::random_device device;
@@ -38,9 +38,8 @@ uint64_t hash_of(std::string_view text, uint64_t key) {
   return hash;
 }
 
-// Without a branch in the loop, which most tokens pass.
 bool is_ascii(std::string_view text) {
-  uint8_t seen = 0;
+  uint8_t seen = 0;  // no branch in the loop, which most tokens pass
   for (const char c : text) seen |= static_cast<uint8_t>(c);
   return seen < 0x80;
 }
@@ -53,26 +52,37 @@ StringIndex::StringIndex(std::vector<std::string_view> items, std::shared_ptr<co
     : items_(std::move(items)), owner_(std::move(owner)) {
   if (items_.size() > kMaxItems) throw std::invalid_argument("an index takes at most 2^24 strings");
   slots_.assign(std::bit_ceil(2 * items_.size() + 2), 0);
+  position_mask_ = std::bit_ceil(static_cast<uint32_t>(items_.size()) + 1) - 1;  // holds 1..n
   const uint64_t key = hash_key();
-  for (uint32_t i = 0; i < items_.size(); ++i) {
-    const std::string_view item = items_[i];
-    const uint64_t hash = hash_of(item, key);
-    longest_ = std::max(longest_, item.size());
-    uint64_t slot = slot_of(hash);
-    for (; slots_[slot] != 0; slot = slot_of(slot + 1)) {
-      const uint32_t other = static_cast<uint32_t>(slots_[slot]) - 1;
-      if ((slots_[slot] & kUpperHalf) != (hash & kUpperHalf) || items_[other] != item) continue;
-      first_repeated_ = std::min(first_repeated_.value_or(other), other);
-      break;
+  const uint32_t n = static_cast<uint32_t>(items_.size());
+  // A slot is most likely not in the cache; a batch of them is fetched while the next hashes are computed.
+  uint64_t hashes[kBatch];
+  for (uint32_t first = 0; first < n; first += kBatch) {
+    const uint32_t end = std::min(n, first + kBatch);
+    for (uint32_t i = first; i < end; ++i) {
+      hashes[i - first] = hash_of(items_[i], key);
+      __builtin_prefetch(&slots_[slot_of(hashes[i - first])], 1);
+      longest_ = std::max(longest_, items_[i].size());
     }
-    slots_[slot] = (hash & kUpperHalf) | (i + 1);
+    for (uint32_t i = first; i < end; ++i) insert(i, hashes[i - first]);
   }
+}
+
+void StringIndex::insert(uint32_t i, uint64_t hash) {
+  uint64_t slot = slot_of(hash);
+  for (; slots_[slot] != 0; slot = slot_of(slot + 1)) {
+    const uint32_t other = (slots_[slot] & position_mask_) - 1;
+    if ((slots_[slot] & ~position_mask_) != tag_of(hash) || items_[other] != items_[i]) continue;
+    first_repeated_ = std::min(first_repeated_.value_or(other), other);
+    break;
+  }
+  slots_[slot] = tag_of(hash) | (i + 1);
 }
 
 std::optional<uint32_t> StringIndex::probe(uint64_t hash, std::string_view text) const {
   for (uint64_t slot = slot_of(hash); slots_[slot] != 0; slot = slot_of(slot + 1)) {
-    const uint32_t i = static_cast<uint32_t>(slots_[slot]) - 1;
-    if ((slots_[slot] & kUpperHalf) == (hash & kUpperHalf) && items_[i] == text) return i;
+    const uint32_t i = (slots_[slot] & position_mask_) - 1;
+    if ((slots_[slot] & ~position_mask_) == tag_of(hash) && items_[i] == text) return i;
   }
   return std::nullopt;
 }

@@ -1,8 +1,9 @@
 // A string array of a GGUF file that can be searched without copying it: by position, by text, and for all
 // items that occur inside a given text. 262144 strings are indexed in some milliseconds.
 //
-// Table: a power of two of at least 2n slots, each (upper half of the hash, position + 1), 0 when empty;
-// collisions go to the next slot. The hash is keyed per process, so that no file can be made to collide.
+// Table: a power of two of at least 2n slots of 32 bits: position + 1 in the low bits, bits of the hash above
+// them, 0 when empty; collisions go to the next slot. The hash is keyed per process, so that no file can be
+// made to collide.
 #pragma once
 
 #include <cstdint>
@@ -34,11 +35,14 @@ class StringIndex {
 
  private:
   uint64_t slot_of(uint64_t hash) const { return hash & (slots_.size() - 1); }
+  uint32_t tag_of(uint64_t hash) const { return static_cast<uint32_t>(hash >> 32) & ~position_mask_; }
+  void insert(uint32_t i, uint64_t hash);
   std::optional<uint32_t> probe(uint64_t hash, std::string_view text) const;
 
   std::vector<std::string_view> items_;
   std::shared_ptr<const void> owner_;
-  std::vector<uint64_t> slots_;
+  std::vector<uint32_t> slots_;
+  uint32_t position_mask_ = 0;
   std::optional<uint32_t> first_repeated_;
   size_t longest_ = 0;  // bytes of the longest item
 };

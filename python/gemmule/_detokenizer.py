@@ -7,9 +7,36 @@ uses the same code, so streamed pieces always join to exactly the decoded text.
 
 import codecs
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, overload
 
-__all__ = ["Detokenizer"]
+if TYPE_CHECKING:
+    from gemmule._core import StringIndex
+
+__all__ = ["Detokenizer", "TokenBytes"]
+
+_SPACE = "\u2581".encode()
+
+
+class TokenBytes(Sequence[bytes]):
+    """The bytes that each token stands for, made when asked for: spaces restored, byte tokens as they are."""
+
+    def __init__(self, tokens: "StringIndex", bytes_: Mapping[int, bytes]) -> None:
+        self._tokens = tokens
+        self._bytes = bytes_
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @overload
+    def __getitem__(self, token: int) -> bytes: ...
+    @overload
+    def __getitem__(self, token: slice) -> list[bytes]: ...
+    def __getitem__(self, token: int | slice) -> bytes | list[bytes]:
+        if isinstance(token, slice):
+            return [self[i] for i in range(*token.indices(len(self)))]
+        found = self._bytes.get(token)
+        return self._tokens[token].replace(_SPACE, b" ") if found is None else found
 
 
 class Detokenizer:

@@ -9,7 +9,7 @@ Results are kept in the user cache, which loads in milliseconds instead of the 0
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gemmule._cache import atomic_write, cache_dir
 
-__all__ = ["spm_merges"]
+__all__ = ["merges_among", "spm_merges"]
 
 _BASE = 0x9E3779B97F4A7C15
 _MIX = np.uint64(0xD6E8FEB86659FD93)
@@ -30,7 +30,7 @@ def spm_merges(
     """Token-id pairs (left, right), best merge first: int32 [n_merges, 2]."""
     ids = np.flatnonzero(normal)
     if len(ids) < _SMALL:
-        return _order(_pairs_by_lookup(tokens, ids), scores)
+        return merges_among(tokens, ids, scores)
     path = _cache_path(tokens, scores, normal)
     cached = _load(path, len(tokens))
     if cached is not None:
@@ -45,6 +45,13 @@ def spm_merges(
     return merges
 
 
+def merges_among(
+    tokens: Sequence[str] | Mapping[int, str], ids: NDArray[np.int64], scores: NDArray[np.float32]
+) -> NDArray[np.int32]:
+    """The same for those tokens alone whose ids are given."""
+    return _order(_pairs_by_lookup(tokens, ids), scores)
+
+
 def _order(triples: NDArray[np.int64], scores: NDArray[np.float32]) -> NDArray[np.int32]:
     """Sorts (t, l, r) rows int64 [n, 3] by (-score(t), l, r), keeps (l, r)."""
     t, left, right = triples.T
@@ -52,7 +59,7 @@ def _order(triples: NDArray[np.int64], scores: NDArray[np.float32]) -> NDArray[n
     return np.stack([left[order], right[order]], axis=1).astype(np.int32)
 
 
-def _pairs_by_lookup(tokens: Sequence[str], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+def _pairs_by_lookup(tokens: Sequence[str] | Mapping[int, str], ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """The definition, literally: every cut of every token, looked up in a dict. int64 [n, 3] of (t, l, r)."""
     index = {tokens[i]: i for i in ids.tolist()}
     rows = [

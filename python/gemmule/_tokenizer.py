@@ -4,6 +4,10 @@ model "gemma4": BPE with the stored merges. model "llama": SentencePiece scores,
 (_spm_merges.py). Both: special tokens are split off first on the raw text, then space -> U+2581, then BPE
 with byte fallback; no pre-tokenizer, nothing trimmed, no prefix space. A file may carry
 `tokenizer.huggingface.json`, which is then used as it is.
+
+A large vocabulary is searched where it lies in the file, and short texts are encoded with an engine of the
+tokens that occur in them (_bpe.py). The engine of the whole vocabulary is made when its second of time is
+worth it, and only then are all merges of the file checked.
 """
 
 import gc
@@ -18,8 +22,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gemmule._detokenizer import Detokenizer
+from gemmule._bpe import SPACE, make_engine, score_pairs, stored_pairs, tokens_inside
+from gemmule._core import GgufFile, StringIndex
+from gemmule._detokenizer import Detokenizer, TokenBytes
 from gemmule._errors import FormatError, UnsupportedError
+from gemmule._spm_merges import spm_merges
 
 if TYPE_CHECKING:
     import tokenizers
@@ -27,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Detokenizer", "MetadataFile", "Tokenizer"]
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
-_SPACE = "\u2581"
 _TOKENS = "tokenizer.ggml.tokens"
 _TYPES = "tokenizer.ggml.token_type"
 _SCORES = "tokenizer.ggml.scores"
@@ -37,6 +43,11 @@ _JSON = "tokenizer.huggingface.json"
 _END_NAMES = ("<eos>", "<end_of_turn>", "<turn|>", "<|tool_response>")
 # Places for images: user-defined in Gemma 3's files, yet never text for a reader.
 _MARKER_NAMES = ("<start_of_image>", "<end_of_image>", "[multimodal]")
+_FEW_TOKENS = 20_000  # up to here the whole engine is made at once; it takes milliseconds
+# What engines for single texts may cost in all before the whole one is made: a third of its time. The cost of
+# one is its characters (7 us each) and a constant.
+_SMALL_COSTS = 60_000
+_SMALL_COST = 50
 
 
 class MetadataFile(Protocol):
@@ -67,16 +78,29 @@ class Tokenizer:
         if _TOKENS not in self._keys:
             raise FormatError(f"{self._where}: the key {_TOKENS} is missing; the file has no vocabulary")
         self._lock = threading.Lock()
+        self._making = threading.Lock()
+        self._spent = 0  # on engines for single texts
         self.adds_bos = bool(self._read("tokenizer.ggml.add_bos_token", bool, True))
 
     # -- vocabulary ----------------------------------------------------------------------------------------
 
     @cached_property
-    def _raw(self) -> list[bytes]:
-        raw = self._file.get_token_bytes(_TOKENS)
-        if not raw:
+    def _tokens(self) -> StringIndex:
+        """The tokens, each once and each valid UTF-8, searched in place."""
+        tokens = self._index(_TOKENS)
+        if not len(tokens):
             raise FormatError(f"{self._where}: {_TOKENS} is empty")
-        return raw
+        if (bad := tokens.first_not_utf8) is not None:
+            raise FormatError(f"{self._where}: {_TOKENS}[{bad}] is not valid UTF-8")
+        if (bad := tokens.first_repeated) is not None:
+            raise FormatError(f"{self._where}: {_TOKENS} holds {tokens[bad].decode()!r} twice")
+        return tokens
+
+    def _index(self, key: str) -> StringIndex:
+        file = self._file
+        if isinstance(file, GgufFile):
+            return StringIndex(file, key)
+        return StringIndex(file.get_token_bytes(key))
 
     @cached_property
     def _types(self) -> NDArray[np.int32]:
@@ -86,27 +110,10 @@ class Tokenizer:
             raise FormatError(f"{self._where}: {_TYPES} holds a value outside 1..6")
         return types
 
-    @cached_property
-    def _texts(self) -> list[str]:
-        try:
-            texts = [token.decode() for token in self._raw]
-        except UnicodeDecodeError:
-            bad = next(i for i, token in enumerate(self._raw) if not _is_utf8(token))
-            raise FormatError(f"{self._where}: {_TOKENS}[{bad}] is not valid UTF-8") from None
-        return texts
-
-    @cached_property
-    def _vocab(self) -> dict[str, int]:
-        vocab = dict(zip(self._texts, range(len(self._texts)), strict=True))
-        if len(vocab) != len(self._texts):
-            bad = next(i for i, text in enumerate(self._texts) if vocab[text] != i)
-            raise FormatError(f"{self._where}: {_TOKENS} holds {self._texts[bad]!r} twice")
-        return vocab
-
     @property
     def n_vocab(self) -> int:
         """Number of tokens."""
-        return len(self._raw)
+        return len(self._tokens)
 
     @cached_property
     def bos_id(self) -> int | None:
@@ -120,7 +127,7 @@ class Tokenizer:
         ids.update(self._ends())
         types = self._types
         for name in _END_NAMES:
-            found = self._vocab.get(name)
+            found = self.id_of(name)
             if found is not None and types[found] in (_CONTROL, _USER):
                 ids.add(found)
         return frozenset(i for i in ids if i is not None)
@@ -132,7 +139,7 @@ class Tokenizer:
 
     @cached_property
     def _hidden(self) -> frozenset[int]:
-        markers = [i for name in _MARKER_NAMES if (i := self._vocab.get(name)) is not None]
+        markers = [i for name in _MARKER_NAMES if (i := self.id_of(name)) is not None]
         return frozenset(
             [
                 *np.flatnonzero(np.isin(self._types, (_CONTROL, _UNKNOWN))).tolist(),
@@ -142,7 +149,13 @@ class Tokenizer:
 
     def id_of(self, text: str) -> int | None:
         """The id of a token by its exact text, or None."""
-        return self._vocab.get(text)
+        try:
+            return self._tokens.find(text.encode())
+        except UnicodeEncodeError:  # a lone surrogate
+            return None
+
+    def _text(self, token: int) -> str:
+        return self._tokens[token].decode()
 
     # -- encode --------------------------------------------------------------------------------------------
 
@@ -163,8 +176,8 @@ class Tokenizer:
         return ids
 
     def _encoded(self, text: str, *, special: bool = True) -> list[int]:
-        engine = self._engine
-        with self._lock:  # the flag belongs to the shared object
+        engine = self._engine_for(text)
+        with self._lock:  # the flag belongs to the object, which may be shared
             engine.encode_special_tokens = not special
             ids: list[int] = engine.encode(text, add_special_tokens=False).ids
         return ids
@@ -174,20 +187,30 @@ class Tokenizer:
         spelling is cut in two, so that nobody can type what only a template may write.
         """
         ids = self._encoded(text, special=False)
-        if self._markup.isdisjoint(ids):
+        markup = self._markup_in(ids)
+        if not markup:
             return ids
-        names = "|".join(re.escape(self._texts[i]) for i in sorted(self._markup.intersection(ids)))
+        names = "|".join(re.escape(self._text(i)) for i in markup)
         cuts = [0, *(match.start() + 1 for match in re.finditer(names, text)), len(text)]
         if len(cuts) == 2:  # spelled in a way that only the vocabulary knows
             cuts = list(range(len(text) + 1))
         return [i for start, end in pairwise(cuts) for i in self._encoded_plainly(text[start:end])]
 
-    @cached_property
-    def _markup(self) -> frozenset[int]:
-        """The tokens that only a template may write."""
+    def _markup_in(self, ids: list[int]) -> list[int]:
+        """Those of `ids`, each once, that only a template may write."""
         kinds = (_CONTROL, _USER) if self.model == "gemma4" else (_CONTROL,)
-        names = self._texts
-        return frozenset(i for i in np.flatnonzero(np.isin(self._types, kinds)).tolist() if len(names[i]) > 1)
+        used = np.unique(np.array(ids, np.int64))
+        found = used[np.isin(self._types[used], kinds)].tolist()
+        return [i for i in found if len(self._text(i)) > 1]
+
+    def _engine_for(self, text: str) -> "tokenizers.Tokenizer":
+        """The engine of the whole vocabulary where it is there or pays, else one for this text."""
+        if "_engine" not in self.__dict__ and _JSON not in self._keys and self.n_vocab > _FEW_TOKENS:
+            self._spent += len(text) + _SMALL_COST
+            if self._spent <= _SMALL_COSTS and (small := self._from_part(text)) is not None:
+                return small
+        with self._making:
+            return self._engine
 
     @cached_property
     def _engine(self) -> "tokenizers.Tokenizer":
@@ -217,38 +240,68 @@ class Tokenizer:
         return engine
 
     def _from_arrays(self) -> "tokenizers.Tokenizer":
-        import tokenizers
-        from tokenizers import AddedToken, models, normalizers
+        texts = [token.decode() for token in self._raw]
+        merges = self._stored_merges() if self.model == "gemma4" else self._score_merges(texts)
+        return self._assembled(dict(enumerate(texts)), merges)
 
-        texts, types, vocab = self._texts, self._types, self._vocab
-        unknown = self._id("tokenizer.ggml.unknown_token_id")
-        merges = self._stored_merges() if self.model == "gemma4" else self._score_merges()
+    def _from_part(self, text: str) -> "tokenizers.Tokenizer | None":
+        """From what `text` can use; None where only the whole vocabulary will do."""
+        part = tokens_inside(text, self._tokens)
+        if part is None:
+            return None
+        if self.model == "llama":
+            pairs = score_pairs(part, self._scores, self._normal)
+        else:
+            if _MERGES not in self._keys:
+                raise self._no_merges()
+            # Broken bytes in a merge are read as U+FFFD, which no search in the file would find.
+            if "\ufffd" in text and self._merges.first_not_utf8 is not None:
+                return None
+            pairs = stored_pairs(part.values(), self._merges)
+        if (unknown := self._unknown) is not None:
+            part[unknown] = self._text(unknown)
+        return self._assembled(part, pairs)
+
+    def _assembled(self, names: Mapping[int, str], merges: list[tuple[str, str]]) -> "tokenizers.Tokenizer":
+        unknown = self._unknown
+        # In Gemma 4 user-defined tokens are markup too: tools, channels, quotes.
+        special = (_CONTROL, _USER) if self.model == "gemma4" else (_CONTROL,)
+        added = () if self.model == "gemma4" else (_USER,)
+        ids = np.fromiter(names, np.int64, len(names))
+        kinds = self._types[ids]
         try:
-            bpe = models.BPE(
-                vocab,
+            return make_engine(
+                {name: i for i, name in names.items()},
                 merges,
-                unk_token=None if unknown is None else texts[unknown],
-                fuse_unk=True,
-                byte_fallback=True,
+                unknown=None if unknown is None else names[unknown],
+                special=[names[i] for i in ids[np.isin(kinds, special)].tolist()],
+                added=[names[i] for i in ids[np.isin(kinds, added)].tolist()],
             )
         except Exception as error:
             key = _MERGES if self.model == "gemma4" else _TOKENS
             raise FormatError(f"{self._where}: {key} makes no usable vocabulary ({error})") from None
-        engine = tokenizers.Tokenizer(bpe)
-        engine.normalizer = normalizers.Replace(" ", _SPACE)
-        control = np.flatnonzero(types == _CONTROL).tolist()
-        user = np.flatnonzero(types == _USER).tolist()
-        if self.model == "gemma4":  # its user-defined tokens are markup too: tools, channels, quotes
-            control, user = sorted(control + user), []
-        engine.add_special_tokens(
-            [AddedToken(texts[i], normalized=False, special=True) for i in control if texts[i]]
-        )
-        engine.add_tokens([AddedToken(texts[i], normalized=False, special=False) for i in user if texts[i]])
-        return engine
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        return self._id("tokenizer.ggml.unknown_token_id")
+
+    @cached_property
+    def _raw(self) -> list[bytes]:
+        """All tokens at once, for those who need them all."""
+        _ = self._tokens  # checks them
+        return self._file.get_token_bytes(_TOKENS)
+
+    @cached_property
+    def _merges(self) -> StringIndex:
+        """The stored merges, searched in place."""
+        return self._index(_MERGES)
+
+    def _no_merges(self) -> FormatError:
+        return FormatError(f"{self._where}: the key {_MERGES} is missing; a 'gemma4' vocabulary needs it")
 
     def _stored_merges(self) -> list[tuple[str, str]]:
         if _MERGES not in self._keys:
-            raise FormatError(f"{self._where}: the key {_MERGES} is missing; a 'gemma4' vocabulary needs it")
+            raise self._no_merges()
         pairs = []
         for i, line in enumerate(self._file.get_token_bytes(_MERGES)):
             # A left part may itself begin with a space, so the separator is searched from index 1 on.
@@ -261,14 +314,21 @@ class Tokenizer:
             pairs.append((text[:cut], text[cut + 1 :]))
         return pairs
 
-    def _score_merges(self) -> list[tuple[str, str]]:
-        from gemmule._spm_merges import spm_merges
-
+    @cached_property
+    def _scores(self) -> NDArray[np.float32]:
         scores = self._array(_SCORES, np.floating).astype(np.float32)
         if np.isnan(scores).any():
             raise FormatError(f"{self._where}: {_SCORES} holds a NaN")
-        pairs = spm_merges(self._texts, scores, self._types == _NORMAL)
-        names = np.array(self._texts, dtype=object)
+        return scores
+
+    @cached_property
+    def _normal(self) -> NDArray[np.bool_]:
+        normal: NDArray[np.bool_] = self._types == _NORMAL
+        return normal
+
+    def _score_merges(self, texts: list[str]) -> list[tuple[str, str]]:
+        pairs = spm_merges(texts, self._scores, self._normal)
+        names = np.array(texts, dtype=object)
         return list(zip(names[pairs[:, 0]].tolist(), names[pairs[:, 1]].tolist(), strict=True))
 
     # -- decode --------------------------------------------------------------------------------------------
@@ -281,19 +341,27 @@ class Tokenizer:
 
     def detokenizer(self, *, skip_special: bool = False) -> Detokenizer:
         """A streaming decoder: feed ids one by one, the pieces join to what `decode` gives."""
-        return Detokenizer(self._pieces, self._hidden if skip_special else frozenset())
+        return Detokenizer(self._token_bytes, self._hidden if skip_special else frozenset())
+
+    @cached_property
+    def _token_bytes(self) -> TokenBytes:
+        return TokenBytes(self._tokens, self._bytes)
+
+    @cached_property
+    def _bytes(self) -> dict[int, bytes]:
+        return {i: self._byte_of(i) for i in np.flatnonzero(self._types == _BYTE).tolist()}
 
     @cached_property
     def _pieces(self) -> list[bytes]:
-        """The bytes each token stands for."""
-        space = _SPACE.encode()
+        """The bytes each token stands for, all at once."""
+        space = SPACE.encode()
         pieces = [raw.replace(space, b" ") for raw in self._raw]
-        for i in np.flatnonzero(self._types == _BYTE).tolist():
-            pieces[i] = self._byte_of(i)
+        for i, byte in self._bytes.items():
+            pieces[i] = byte
         return pieces
 
     def _byte_of(self, token: int) -> bytes:
-        name = self._raw[token]
+        name = self._tokens[token]
         try:
             if len(name) == 6 and name.startswith(b"<0x") and name.endswith(b">"):
                 return bytes([int(name[3:5], 16)])
@@ -362,11 +430,3 @@ class Tokenizer:
             "bos_id": self.bos_id,
             "eos_ids": sorted(self.eos_ids),
         }
-
-
-def _is_utf8(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -112,9 +112,14 @@ def _variable_of(error: click.BadParameter) -> str | None:
 
 def _options_for_arguments(text: str) -> str:
     """The library names its arguments; here they are options."""
-    names = {"n_ctx": "--ctx", "n_threads": "--threads", "kv_type": "--kv", "isa": "--isa"}
+    names = {
+        "n_ctx": "--ctx", "n_threads": "--threads", "kv_type": "--kv", "isa": "--isa",
+        "memory_limit": "--memory-limit",
+    }  # fmt: skip
     return re.sub(
-        r"(?<![\w/.-])(n_ctx|n_threads|kv_type|isa(?==))(?![\w/]|\.\w)", lambda found: names[found[1]], text
+        r"(?<![\w/.-])(n_ctx|n_threads|kv_type|memory_limit|isa(?==))(?![\w/]|\.\w)",
+        lambda found: names[found[1]],
+        text,
     )
 
 
@@ -174,7 +179,7 @@ def threads_option(command: Command) -> Command:
 
 
 def engine_options(command: Command) -> Command:
-    """--ctx, --threads, --kv, --isa, --device."""
+    """--ctx, --threads, --kv, --packed, --memory-limit, --isa, --device."""
     for option in (
         click.option(
             "--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True,
@@ -184,6 +189,14 @@ def engine_options(command: Command) -> Command:
         click.option(
             "--kv", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, envvar="GEMMULE_KV",
             help="Number format of the KV cache.",
+        ),
+        click.option(
+            "--memory-limit", metavar="SIZE", envvar="GEMMULE_MEMORY_LIMIT",
+            help="What the model and its context may take, such as 7.5GB.",
+        ),
+        click.option(
+            "--packed", type=click.Choice(["auto", "yes", "no"]), default="auto", show_default=True,
+            envvar="GEMMULE_PACKED", help="Reorder the weights in memory for speed while the model runs.",
         ),
         threads_option,
         click.option(

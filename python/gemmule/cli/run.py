@@ -98,9 +98,11 @@ def open_model(path: Path, options: dict[str, Any]) -> "Model":
     from gemmule import Model
 
     size: Any = options["n_ctx"]  # the option's type allows "auto", "max" and numbers only
+    packed: Any = {"auto": "auto", "yes": True, "no": False}[options["packed"]]
     loaded = Model(
         path, n_ctx=size, n_threads=options["threads"], device=options["device"],
-        kv_type=options["kv"], isa=options["isa"] or None,
+        kv_type=options["kv"], isa=options["isa"] or None, memory_limit=options["memory_limit"],
+        packed=packed,
     )  # fmt: skip
     settings.kept = loaded
     if options["stats"]:
