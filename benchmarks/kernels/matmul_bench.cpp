@@ -1,54 +1,86 @@
-// Speed of the quantized matmuls of one instruction-set level on one core.
-//   stream: one token over more weights than the caches hold, GB/s of wall-clock time, next to a plain read
-//   of the
-//           same memory (what share of the bandwidth the kernel reaches); best of several passes
-//   cached: GMAC/s over thread CPU time (a shared machine does not count) for small and large numbers of
-//   tokens
-// Run: matmul_bench [isa] [format] [stream|cached]; an empty argument means all.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-#include <time.h>
-
+// Speed of the quantized matmuls: every instruction-set level, both layouts, a ladder of token counts T.
+//   cached: GMAC/s of one core over thread CPU time (a shared machine does not count), weights that stay in
+//   the
+//           cache, and the share of the level's int8 peak
+//   stream: one pass of T tokens over more weights than the caches hold, all threads, wall-clock time: GB/s
+//   of
+//           weights, the share of a plain read of the same memory, and V(T) = time of T tokens / time of one
+//   pack:   GB/s of one core from GGUF's layout to the packed one
+// Run: matmul_bench [--mode cached|stream|pack] [--isa LEVEL] [--type Q4_K] [--layout gguf|packed] [--k 3840]
+//                   [--tokens 4] [--threads 2] [--pages huge|small] [--json]
+// Left out, --mode, --type, --layout and --tokens mean all, --isa the best level (all: every one), --k 3840.
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
+#include <cstdlib>
+#include <map>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "backend/cpu/kernel_select.h"
+#include "bench.h"
 #include "core/dtype.h"
+#include "core/thread_pool.h"
+#include "peaks.h"
+#include "quant/packed.h"
 
 namespace {
 
 using gemmule::ActRows;
 using gemmule::DType;
 using gemmule::KernelTable;
+using gemmule::kPanelRows;
+using gemmule::ThreadPool;
+using gemmule::bench::Lcg;
+using gemmule::bench::Pages;
+using gemmule::bench::PageSize;
+using gemmule::bench::ReadWay;
+using gemmule::bench::thread_seconds;
+using gemmule::bench::wall_seconds;
 
 constexpr DType kFormats[] = {DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1,
                               DType::Q2_K, DType::Q3_K, DType::Q4_K, DType::Q5_K, DType::Q6_K};
+constexpr int64_t kTokens[] = {1, 2, 3, 4, 6, 8, 12, 16, 64, 256, 512};
+constexpr size_t kStreamBytes = size_t{256} << 20;
 
-double seconds(clockid_t clock) {
-  timespec t{};
-  clock_gettime(clock, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
+struct Options {
+  std::map<std::string, std::string> given;
 
-struct Lcg {
-  uint64_t state = 1;
-  uint32_t next() {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return static_cast<uint32_t>(state >> 33);
+  Options(int argc, char** argv) {
+    for (int i = 1; i < argc; ++i) {
+      const std::string name = argv[i];
+      const bool known = name == "--mode" || name == "--isa" || name == "--type" || name == "--layout" ||
+                         name == "--k" || name == "--tokens" || name == "--threads" || name == "--pages";
+      if (name == "--json") {
+        given[name] = "yes";
+      } else if (known && i + 1 < argc) {
+        given[name] = argv[++i];
+      } else {
+        throw std::runtime_error("unknown option " + name +
+                                 "; the options are in the first lines of the source");
+      }
+    }
+  }
+  std::string text(const std::string& name, const std::string& other = "") const {
+    const auto at = given.find(name);
+    return at == given.end() ? other : at->second;
+  }
+  int64_t number(const std::string& name, int64_t other) const {
+    return given.count(name) != 0 ? std::atoll(given.at(name).c_str()) : other;
+  }
+  bool wants(const std::string& name, const std::string& value) const {
+    return text(name).empty() || text(name) == value;
   }
 };
 
-// Random bytes where every 16-bit pair is a small positive half float, whatever the block layout.
-void fill(std::vector<uint8_t>& w) {
+// Random bytes where every 16-bit pair is a small half float, whatever the block layout.
+void fill(uint8_t* w, size_t n) {
   Lcg rng;
-  for (size_t i = 0; i + 2 <= w.size(); i += 2) {
+  for (size_t i = 0; i + 2 <= n; i += 2) {
     const uint16_t half = static_cast<uint16_t>(0x1000u | (rng.next() & 0x8fffu));
-    std::memcpy(&w[i], &half, 2);
+    std::memcpy(w + i, &half, 2);
   }
 }
 
@@ -76,102 +108,222 @@ struct Activations {
   }
 };
 
-void* aligned(std::vector<uint8_t>& memory) {
-  return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+// Memory of one thread for the kernel's scratch, at a cache line.
+class Scratch {
+ public:
+  explicit Scratch(size_t n_bytes) : memory_(n_bytes + 64) {}
+  void* data() {
+    return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory_.data()) + 63) / 64 * 64);
+  }
+
+ private:
+  std::vector<uint8_t> memory_;
+};
+
+// A matrix [rows][k] in one of the two layouts, with the kernel that reads it.
+struct Matrix {
+  const KernelTable& kernels;
+  DType dtype;
+  bool packed;
+  int64_t rows, k;
+  const uint8_t* w;
+
+  bool has_kernel() const {
+    const auto i = static_cast<size_t>(dtype);
+    return packed ? kernels.matmul_packed[i] != nullptr : kernels.matmul[i] != nullptr;
+  }
+  const char* layout() const { return packed ? "packed" : "gguf"; }
+  int64_t row_bytes() const { return gemmule::row_bytes(dtype, k); }
+
+  void multiply(int64_t begin, int64_t end, const Activations& x, float* y, Scratch& scratch) const {
+    const auto i = static_cast<size_t>(dtype);
+    if (packed)
+      kernels.matmul_packed[i](w, rows, begin, end, x.rows, y, rows, scratch.data());
+    else
+      kernels.matmul[i](w, row_bytes(), begin, end, x.rows, y, rows, scratch.data());
+  }
+};
+
+void pack_panel(const KernelTable& kernels, DType dtype, int64_t k, const uint8_t* from, uint8_t* to) {
+  if (const gemmule::PackFn pack = kernels.pack[static_cast<size_t>(dtype)])
+    pack(from, kPanelRows, k, to);
+  else
+    gemmule::pack_rows(dtype, kPanelRows, k, from, to);
 }
 
-#if defined(__x86_64__)
-uint64_t read_all(const uint8_t* p, size_t n) {
-  __m128i a = _mm_setzero_si128(), b = a, c = a, d = a;
-  for (size_t i = 0; i + 64 <= n; i += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(p + i + 1024), _MM_HINT_T0);
-    a = _mm_xor_si128(a, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i)));
-    b = _mm_xor_si128(b, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i + 16)));
-    c = _mm_xor_si128(c, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i + 32)));
-    d = _mm_xor_si128(d, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i + 48)));
-  }
-  return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_xor_si128(_mm_xor_si128(a, b), _mm_xor_si128(c, d))));
-}
-#else
-uint64_t read_all(const uint8_t* p, size_t n) {
-  uint64_t sum[8] = {};
-  for (size_t i = 0; i + 64 <= n; i += 64) {
-    uint64_t v[8];
-    std::memcpy(v, p + i, sizeof v);
-    for (int j = 0; j < 8; ++j) sum[j] ^= v[j];
-  }
-  return sum[0] ^ sum[1] ^ sum[2] ^ sum[3] ^ sum[4] ^ sum[5] ^ sum[6] ^ sum[7];
-}
-#endif
-
-void stream(const KernelTable& kernels, DType dtype, int64_t k, std::vector<uint8_t>& weights) {
-  const int64_t stride = gemmule::row_bytes(dtype, k);
-  const int64_t rows = static_cast<int64_t>(weights.size()) / stride;
-  const auto bytes = static_cast<double>(rows * stride);
-  const Activations a(kernels, dtype, 1, k);
-  std::vector<uint8_t> scratch(kernels.matmul_scratch_bytes(1, k) + 64);
-  std::vector<float> y(static_cast<size_t>(rows));
-  double kernel = 1e9, plain = 1e9;
-  volatile uint64_t sink = 0;
-  for (int pass = 0; pass < 8; ++pass) {  // alternating, so that both see the same machine
-    double start = seconds(CLOCK_MONOTONIC);
-    sink = sink ^ read_all(weights.data(), weights.size());
-    plain = std::min(plain, seconds(CLOCK_MONOTONIC) - start);
-    start = seconds(CLOCK_MONOTONIC);
-    kernels.matmul[static_cast<size_t>(dtype)](weights.data(), stride, 0, rows, a.rows, y.data(), rows,
-                                               aligned(scratch));
-    kernel = std::min(kernel, seconds(CLOCK_MONOTONIC) - start);
-  }
-  std::printf("%-7s %-5s stream K=%-6lld %6.2f GB/s   plain read %6.2f GB/s   share %5.1f %%\n", kernels.name,
-              gemmule::dtype_name(dtype), static_cast<long long>(k), bytes / kernel * 1e-9,
-              static_cast<double>(weights.size()) / plain * 1e-9,
-              100.0 * bytes / kernel / (static_cast<double>(weights.size()) / plain));
-}
-
-void cached(const KernelTable& kernels, DType dtype, int64_t k, const std::vector<uint8_t>& weights) {
-  const int64_t stride = gemmule::row_bytes(dtype, k);
-  std::printf("%-7s %-5s cached K=%-6lld GMAC/s:", kernels.name, gemmule::dtype_name(dtype),
-              static_cast<long long>(k));
-  for (const int64_t n : {1, 2, 3, 4, 8, 32, 128, 512}) {
-    const int64_t rows = n <= 8 ? 128 : 2048;  // few tokens: weights that stay in the cache
-    const Activations a(kernels, dtype, n, k);
-    std::vector<uint8_t> scratch(kernels.matmul_scratch_bytes(n, k) + 64);
-    std::vector<float> y(static_cast<size_t>(rows * n));
-    double best = 0;
-    for (int run = 0; run < 40; ++run) {  // short runs: the best one was left alone
-      const double start = seconds(CLOCK_THREAD_CPUTIME_ID);
-      double elapsed = 0;
-      int calls = 0;
-      do {
-        kernels.matmul[static_cast<size_t>(dtype)](weights.data(), stride, 0, rows, a.rows, y.data(), rows,
-                                                   aligned(scratch));
-        ++calls;
-        elapsed = seconds(CLOCK_THREAD_CPUTIME_ID) - start;
-      } while (elapsed < 0.002);
-      best = std::max(best, 1e-9 * static_cast<double>(rows * k * n * calls) / elapsed);
+double int8_peak(const std::string& level) {
+  double best = 0;
+  for (const gemmule::bench::Peak& peak : gemmule::bench::peaks()) {
+    if (level != peak.level) continue;
+    for (int run = 0; run < 30; ++run) {
+      constexpr int64_t kRounds = 100'000;
+      const double start = thread_seconds();
+      peak.run(kRounds);
+      best = std::max(best, 1e-9 * peak.macs * kRounds / (thread_seconds() - start));
     }
-    std::printf("  T=%lld %5.1f", static_cast<long long>(n), best);
+  }
+  return best;
+}
+
+class Bench {
+ public:
+  explicit Bench(const Options& options)
+      : options_(options),
+        json_(!options.text("--json").empty()),
+        weights_(kStreamBytes, options.text("--pages") == "small" ? PageSize::Small : PageSize::Huge),
+        panels_(kStreamBytes, options.text("--pages") == "small" ? PageSize::Small : PageSize::Huge),
+        pool_(static_cast<int>(options.number("--threads", gemmule::physical_cores()))) {
+    fill(weights_.data(), weights_.size());
+  }
+
+  void run(const KernelTable& kernels) {
+    const double peak = int8_peak(kernels.name);
+    const int64_t k = options_.number("--k", 3840);
+    for (const DType dtype : kFormats) {
+      if (!options_.wants("--type", gemmule::dtype_name(dtype))) continue;
+      if (k % gemmule::dtype_info(dtype).block_size != 0) continue;
+      const int64_t panel_bytes = gemmule::row_bytes(dtype, k) * kPanelRows;
+      const int64_t n_panels = static_cast<int64_t>(weights_.size()) / panel_bytes;
+      const bool streams = options_.wants("--mode", "stream");
+      pack(kernels, dtype, k, streams ? n_panels : std::min<int64_t>(n_panels, 4));
+      for (const bool packed : {false, true}) {
+        const Matrix m{
+            kernels, dtype, packed, n_panels * kPanelRows, k, packed ? panels_.data() : weights_.data()};
+        if (!options_.wants("--layout", m.layout()) || !m.has_kernel()) continue;
+        if (options_.wants("--mode", "cached")) cached(m, peak);
+        if (streams) stream(m);
+      }
+    }
+  }
+
+ private:
+  void pack(const KernelTable& kernels, DType dtype, int64_t k, int64_t n_panels) {
+    const int64_t panel_bytes = gemmule::row_bytes(dtype, k) * kPanelRows;
+    pool_.run(n_panels, [&](int64_t p, int) {
+      pack_panel(kernels, dtype, k, weights_.data() + p * panel_bytes, panels_.data() + p * panel_bytes);
+    });
+    if (!options_.wants("--mode", "pack")) return;
+    double best = 0;
+    for (int run = 0; run < 20; ++run) {
+      const double start = thread_seconds();
+      pack_panel(kernels, dtype, k, weights_.data(), panels_.data());
+      best = std::max(best, 1e-9 * static_cast<double>(panel_bytes) / (thread_seconds() - start));
+    }
+    if (json_)
+      std::printf("{\"mode\": \"pack\", \"isa\": \"%s\", \"type\": \"%s\", \"k\": %lld, \"gb_s\": %.3f}\n",
+                  kernels.name, gemmule::dtype_name(dtype), static_cast<long long>(k), best);
+    else
+      std::printf("%-12s %-5s pack   K=%-6lld %6.2f GB/s of one core\n", kernels.name,
+                  gemmule::dtype_name(dtype), static_cast<long long>(k), best);
+  }
+
+  void print(const char* mode, const Matrix& m, int64_t n, const char* unit, double value, double share,
+             double v) const {
+    if (json_) {
+      std::printf(
+          "{\"mode\": \"%s\", \"isa\": \"%s\", \"type\": \"%s\", \"layout\": \"%s\", \"k\": %lld, "
+          "\"tokens\": %lld, "
+          "\"%s\": %.3f, \"share\": %.4f, \"v\": %.3f}\n",
+          mode, m.kernels.name, gemmule::dtype_name(m.dtype), m.layout(), static_cast<long long>(m.k),
+          static_cast<long long>(n), unit, value, share, v);
+    } else {
+      std::printf("%-12s %-5s %-6s %-6s K=%-6lld T=%-4lld %8.2f %s", m.kernels.name,
+                  gemmule::dtype_name(m.dtype), m.layout(), mode, static_cast<long long>(m.k),
+                  static_cast<long long>(n), value, unit);
+      if (share > 0) std::printf("  %5.1f %%", 100 * share);
+      if (v > 0) std::printf("  V %5.2f", v);
+      std::printf("\n");
+    }
     std::fflush(stdout);
   }
-  std::printf("\n");
-}
+
+  std::vector<int64_t> ladder(int64_t largest) const {
+    if (const int64_t one = options_.number("--tokens", 0)) return {one};
+    std::vector<int64_t> all;
+    for (const int64_t n : kTokens)
+      if (n <= largest) all.push_back(n);
+    return all;
+  }
+
+  void cached(const Matrix& whole, double peak) const {
+    for (const int64_t n : ladder(512)) {
+      Matrix m = whole;
+      m.rows = n == 64 ? 256 : n <= 256 ? 128 : 64;  // whole panels that stay in the cache
+      const Activations x(m.kernels, m.dtype, n, m.k);
+      Scratch scratch(m.kernels.matmul_scratch_bytes(n, m.k));
+      std::vector<float> y(static_cast<size_t>(m.rows * n));
+      double best = 0, total = 0;
+      for (int run = 0; run < 3 || (total < 0.08 && run < 60);
+           ++run) {  // short runs: the best one was left alone
+        const double start = thread_seconds();
+        double elapsed = 0;
+        int calls = 0;
+        do {
+          m.multiply(0, m.rows, x, y.data(), scratch);
+          ++calls;
+          elapsed = thread_seconds() - start;
+        } while (elapsed < 0.002);
+        best = std::max(best, 1e-9 * static_cast<double>(m.rows * m.k * n * calls) / elapsed);
+        total += elapsed;
+      }
+      print("cached", m, n, "GMAC/s", best, peak > 0 ? best / peak : 0, 0);
+    }
+  }
+
+  void stream(const Matrix& m) {
+    const int64_t n_panels = m.rows / kPanelRows;
+    const double bytes = static_cast<double>(m.rows * m.row_bytes());
+    double one = 0;
+    for (const int64_t n : ladder(16)) {
+      const Activations x(m.kernels, m.dtype, n, m.k);
+      std::vector<Scratch> scratch(static_cast<size_t>(pool_.n_threads()),
+                                   Scratch(m.kernels.matmul_scratch_bytes(n, m.k)));
+      std::vector<float> y(static_cast<size_t>(m.rows * n));
+      double kernel = 1e9, plain = 1e9;
+      std::atomic<uint64_t> sink{0};
+      for (int pass = 0; pass < 5; ++pass) {  // alternating, so that both see the same machine
+        double start = wall_seconds();
+        pool_.run(pool_.n_threads(), [&](int64_t job, int) {
+          const size_t slice = kStreamBytes / static_cast<size_t>(pool_.n_threads()) / 1024 * 1024;
+          sink +=
+              gemmule::bench::read_memory(m.w + static_cast<size_t>(job) * slice, slice, ReadWay{8, 1024});
+        });
+        plain = std::min(plain, wall_seconds() - start);
+        start = wall_seconds();
+        pool_.run(n_panels, [&](int64_t p, int thread) {
+          m.multiply(p * kPanelRows, (p + 1) * kPanelRows, x, y.data(), scratch[static_cast<size_t>(thread)]);
+        });
+        kernel = std::min(kernel, wall_seconds() - start);
+      }
+      if (n == 1) one = kernel;
+      const double rate = bytes / kernel * 1e-9;
+      print("stream", m, n, "GB/s", rate, rate / (static_cast<double>(kStreamBytes) / plain * 1e-9),
+            one > 0 ? kernel / one : 0);
+    }
+  }
+
+  const Options& options_;
+  bool json_;
+  Pages weights_, panels_;  // rows in GGUF's layout; the same rows packed
+  ThreadPool pool_;
+};
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const auto argument = [&](int i) { return std::string(argc > i ? argv[i] : ""); };
-  const KernelTable& kernels = gemmule::select_kernels(gemmule::detect_cpu_features(), argument(1));
-  std::vector<uint8_t> weights(size_t{320} << 20);
-  fill(weights);
-  for (const DType dtype : kFormats) {
-    if (!argument(2).empty() && argument(2) != gemmule::dtype_name(dtype)) continue;
-    const bool k_quant = gemmule::dtype_info(dtype).block_size == 256;
-    if (argument(3) != "cached")
-      for (const int64_t k : {int64_t{k_quant ? 768 : 640}, int64_t{3840}, int64_t{15360}})
-        stream(kernels, dtype, k, weights);
-    if (argument(3) != "stream")
-      for (const int64_t k : {int64_t{k_quant ? 768 : 640}, int64_t{3840}})
-        cached(kernels, dtype, k, weights);
+  try {
+    const Options options(argc, argv);
+    Bench bench(options);
+    const gemmule::CpuFeatures features = gemmule::detect_cpu_features();
+    if (options.text("--isa") != "all") {
+      bench.run(gemmule::select_kernels(features, options.text("--isa")));
+    } else {
+      for (const gemmule::KernelLevel& level : gemmule::kernel_levels(features))
+        if (level.supported) bench.run(*level.table);
+    }
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "matmul_bench: %s\n", error.what());
+    return 1;
   }
   return 0;
 }
