@@ -16,10 +16,11 @@
 namespace gemmule {
 namespace {
 
-// A job of a one-row product reads about this many bytes: long enough to stream, short enough that a
-// preempted worker holds little.
-constexpr int64_t kJobBytes = 128 * 1024;
-constexpr int64_t kJobRowsPrefill = 64;  // rows of a job when many tokens share them
+// A job of a product with few rows reads about this many bytes, and at least the two panels that the kernels
+// read side by side: long enough to stream, short enough that a preempted worker holds little.
+constexpr int64_t kJobBytes = 256 * 1024;
+constexpr int64_t kStreamRows = 2 * kPanelRows;
+constexpr int64_t kManyTokens = 16;  // from here on a job is one panel: its time is in the products
 
 }  // namespace
 
@@ -35,11 +36,14 @@ ActKind CpuBackend::act_kind(DType dtype) {
 }
 
 int64_t CpuBackend::job_rows(const Tensor& w, int64_t n_tokens) const {
-  int64_t rows = n_tokens < 4 ? kJobBytes / w.row_size() : kJobRowsPrefill;
-  rows = std::min(rows,
-                  w.rows / (4 * n_threads()));  // at least four jobs a thread, where the matrix has the rows
-  if (rows >= kPanelRows) return rows / kPanelRows * kPanelRows;
-  return std::max(kGroupRows, rows / kGroupRows * kGroupRows);
+  // At least four jobs a thread, where the matrix has the rows.
+  const int64_t most = w.rows / (4 * n_threads());
+  const int64_t rows = n_tokens < kManyTokens ? std::max(kStreamRows, kJobBytes / w.row_size()) : kPanelRows;
+  const int64_t wanted = std::min(rows, most);
+  const int64_t multiple = wanted >= kStreamRows  ? kStreamRows
+                           : wanted >= kPanelRows ? kPanelRows
+                                                  : kGroupRows;
+  return std::max(kGroupRows, wanted / multiple * multiple);
 }
 
 std::unique_ptr<Backend> open_cpu(const std::string& isa, int n_threads) {

@@ -1,6 +1,6 @@
 // AVX2: matmuls of matrices in the packed layout (quant/packed.h), for any number of tokens. One tile of
-// tokens: the panels are read front to back, once. More: a few panels at a time, so that the weights of a
-// step stay in L2 while the tiles pass by, with the f32 chains in scratch until K is done.
+// tokens: two panels at a time are read front to back, once. More: a few panels at a time, so that the
+// weights of a step stay in L2 while the tiles pass by, with the f32 chains in scratch until K is done.
 #pragma once
 #include <immintrin.h>
 
@@ -14,6 +14,7 @@ namespace packed_avx2 {
 
 constexpr int kMaxTokens = 256;  // tokens that share one reading of the weights
 constexpr int kMaxPanels = 4;
+constexpr int kStreams = 2;  // panels that take turns when the weights are read once
 
 struct Scratch {
   Tile tile;
@@ -36,33 +37,53 @@ Panel panel_of(const uint8_t* w, int64_t n_rows, int64_t k, int64_t panel, int64
           static_cast<int>(to / 8)};
 }
 
-// The groups of a panel at one step and with one tile; their chains follow each other from `acc` on.
-// Prefetched is the next step of the panel: both halves at once when the panel is read in one go, else group
-// by group.
+// Group g of a panel at one step and with one tile; `acc` is its chains. Prefetched is the same much `ahead`
+// bytes further on in the panel.
 template <class F, bool kOne>
-void panel_step(const Panel& panel, int64_t step, const ActRows& x, int64_t token, Tile& tile, float* acc,
-                bool in_one_go) noexcept {
+[[gnu::always_inline]] inline void group_step(const Panel& panel, int g, int64_t step, const ActRows& x,
+                                              int64_t token, Tile& tile, float* acc,
+                                              int64_t ahead_bytes) noexcept {
   const int64_t step_bytes = int64_t{8 * F::kBytes * (256 / F::kSize)} * panel.n_groups;
   const int64_t group_bytes =
       F::kSize == 32 ? 8 * F::kBytes * tile.n_blocks : 8 * F::kBytes - (F::kFactorsFirst ? 16 : 0);
   const uint8_t* const start = panel.at + step * step_bytes;
-  const uint8_t* group = start + (F::kFactorsFirst ? 16 * panel.n_groups : 0) + panel.first * group_bytes;
-  Ahead ahead{group + step_bytes, group_bytes / 2};
-  if (in_one_go) ahead = {start + step_bytes + panel.first * group_bytes / 2, step_bytes / 2};
-  for (int g = panel.first; g < panel.last; ++g) {
-    if constexpr (F::kSize == 256)
-      group_256<F, kOne>(group, start + 16 * g, tile, acc, ahead);
-    else if constexpr (!F::kEightBits)
-      group_32<F, kOne>(group, tile, acc, ahead);
-    else if constexpr (kOne)
-      group_q8_0_one(group, x.q + token * x.k + 256 * step, x.d + token * (x.k / 32) + 8 * step,
-                     tile.n_blocks, acc, ahead);
-    else
-      group_q8_0(group, tile, acc, ahead);
-    group += group_bytes;
-    ahead.at += in_one_go ? group_bytes / 2 : group_bytes;
-    acc += 8 * tile.n;
+  const uint8_t* const group = start + (F::kFactorsFirst ? 16 * panel.n_groups : 0) + g * group_bytes;
+  const Ahead ahead{group + ahead_bytes, group_bytes / 2};
+  if constexpr (F::kSize == 256)
+    group_256<F, kOne>(group, start + 16 * g, tile, acc, ahead);
+  else if constexpr (!F::kEightBits)
+    group_32<F, kOne>(group, tile, acc, ahead);
+  else if constexpr (kOne)
+    group_q8_0_one(group, x.q + token * x.k + 256 * step, x.d + token * (x.k / 32) + 8 * step, tile.n_blocks,
+                   acc, ahead);
+  else
+    group_q8_0(group, tile, acc, ahead);
+}
+
+// All groups of some panels at one step and with one tile; their chains follow each other from `acc` on. When
+// the weights are read this once only, the panels take turns group by group and the group after next is
+// prefetched: memory sees a stream for each panel. Else the step of the next tile comes from L2, and what is
+// prefetched is the next step.
+template <class F, bool kOne>
+void panels_step(const Panel* panels, int n_panels, int64_t step, const ActRows& x, int64_t token, Tile& tile,
+                 float* acc, bool in_one_go) noexcept {
+  const int64_t step_bytes = 64 * F::kBytes * (256 / F::kSize), chains = 8 * tile.n;
+  if (!in_one_go) {
+    for (int p = 0; p < n_panels; ++p)
+      for (int g = panels[p].first; g < panels[p].last; ++g, acc += chains)
+        group_step<F, kOne>(panels[p], g, step, x, token, tile, acc, step_bytes);
+    return;
   }
+  float* first[kMaxPanels];
+  for (int p = 0; p < n_panels; ++p) {
+    first[p] = acc;
+    acc += (panels[p].last - panels[p].first) * chains;
+  }
+  for (int i = 0; i < 8; ++i)
+    for (int p = 0; p < n_panels; ++p)
+      if (panels[p].first + i < panels[p].last)
+        group_step<F, kOne>(panels[p], panels[p].first + i, step, x, token, tile, first[p] + i * chains,
+                            step_bytes / 4);
 }
 
 // `n_tokens` (at most kMaxTokens) tokens from `token` on with n_panels panels, whose first group is rows
@@ -86,14 +107,9 @@ void multiply(const Panel* panels, int n_panels, int64_t first_row, const ActRow
       tile.n = static_cast<int>(first_token(i + 1) - begin);
       const bool one = tile.n == 1, in_one_go = n_tiles == 1;
       if (!(one && F::kEightBits)) expand<F>(x, token + begin, step, tile);
-      float* at = acc + 8 * n_groups * begin;
-      for (int p = 0; p < n_panels; ++p) {
-        if (one)
-          panel_step<F, true>(panels[p], step, x, token + begin, tile, at, in_one_go);
-        else
-          panel_step<F, false>(panels[p], step, x, token + begin, tile, at, in_one_go);
-        at += 8 * tile.n * (panels[p].last - panels[p].first);
-      }
+      float* const at = acc + 8 * n_groups * begin;
+      (one ? panels_step<F, true> : panels_step<F, false>)(panels, n_panels, step, x, token + begin, tile, at,
+                                                           in_one_go);
     }
   }
   const float* from = acc;
@@ -111,7 +127,7 @@ void matmul(const uint8_t* w, int64_t n_rows, int64_t row_begin, int64_t row_end
   Scratch& scratch = *static_cast<Scratch*>(scratch_memory);
   for (int64_t token = 0; token < x.n; token += kMaxTokens) {
     const int64_t n_tokens = x.n - token < kMaxTokens ? x.n - token : kMaxTokens;
-    const int at_once = n_tokens <= max_tile<F>() ? 1 : kMaxPanels;
+    const int at_once = n_tokens <= max_tile<F>() ? kStreams : kMaxPanels;
     for (int64_t row = row_begin; row < row_end;) {
       Panel panels[kMaxPanels];
       const int64_t first_row = row;

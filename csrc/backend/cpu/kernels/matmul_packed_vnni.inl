@@ -23,6 +23,7 @@ constexpr int kDirect = 2 * kTile - 1;  // up to here codes are not widened
 constexpr int64_t kChunk = 126;         // tokens that share one widening
 constexpr int64_t kPanel = 64;          // rows
 constexpr int kPanels = 4;              // walked side by side
+constexpr int kStreams = 2;             // of them, when the weights are read once
 constexpr int kTileGroups = 2 * kGroups;
 constexpr int kPanelTiles = 8 / kTileGroups;
 constexpr int kPrefetch = 4608;  // bytes ahead of the codes in use
@@ -178,15 +179,21 @@ void panels_matmul(const uint8_t* w, int64_t n_rows, int64_t begin, int64_t end,
   }
   for (int64_t step = 0; 256 * step < x.k; ++step) {
     prepare<F>(x, token, n, step, scratch.tokens);
-    for (int i = 0; i < n_panels; ++i) {
-      StepView& s = panels[i];
-      if constexpr (F::Base::kSize == 32) {
-        const int64_t blocks_left = x.k / 32 - 8 * step;
-        s.n_blocks = blocks_left < 8 ? static_cast<int>(blocks_left) : 8;
+    const int64_t blocks_left = x.k / 32 - 8 * step;
+    const int n_blocks = blocks_left < 8 ? static_cast<int>(blocks_left) : 8;
+    // Panels take turns tile by tile, so that memory sees several streams.
+    for (int tile = 0; tile < kPanelTiles; ++tile) {
+      for (int i = 0; i < n_panels; ++i) {
+        StepView s = panels[i];
+        s.n_blocks = n_blocks;
+        s.begin += kTileGroups * tile;
+        if (s.begin >= s.end) continue;
+        if (s.end > s.begin + kTileGroups) s.end = s.begin + kTileGroups;
+        panel_step<F>(s, n, scratch, scratch.acc[i] + tile);
       }
-      panel_step<F>(s, n, scratch, scratch.acc[i]);
-      s.at += 8 * s.groups * F::Base::kBytes * (F::Base::kSize == 32 ? s.n_blocks : 1);
     }
+    for (int i = 0; i < n_panels; ++i)
+      panels[i].at += 8 * panels[i].groups * F::Base::kBytes * (F::Base::kSize == 32 ? n_blocks : 1);
   }
   float* out = y + token * y_stride + begin;
   for (int i = 0; i < n_panels; ++i) {
@@ -208,7 +215,7 @@ void matmul(const uint8_t* w, int64_t n_rows, int64_t row_begin, int64_t row_end
     int64_t n = ((x.n + n_chunks - 1) / n_chunks + kTile - 1) / kTile * kTile;  // equal chunks of whole tiles
     n = n < left ? n : left;
     for (int64_t row = row_begin; row < row_end;) {
-      int64_t end = row / kPanel * kPanel + kPanels * kPanel;
+      int64_t end = row / kPanel * kPanel + (n <= kDirect ? kStreams : kPanels) * kPanel;
       end = end < row_end ? end : row_end;
       panels_matmul<F>(w, n_rows, row, end, x, token, n, y, y_stride, scratch);
       row = end;

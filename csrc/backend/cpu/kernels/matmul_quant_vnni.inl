@@ -3,6 +3,7 @@
 // tokens has kernels of its own (matmul_packed_vnni.inl), and GGUF rows for many tokens go through both
 // (matmul_via_pack.inl).
 #include "backend/cpu/kernel_table.h"
+#include "backend/cpu/kernels/matmul_packed_avx2.inl"
 #include "backend/cpu/kernels/matmul_packed_vnni.inl"
 #include "backend/cpu/kernels/matmul_rows_avx2.inl"
 #include "backend/cpu/kernels/matmul_via_pack.inl"
@@ -33,10 +34,18 @@ void rows_matmul(const uint8_t* w, int64_t w_stride, int64_t row_begin, int64_t 
   via_pack::matmul<Rows::kSize>(kernels, w, w_stride, row_begin, row_end, x, y, y_stride, scratch);
 }
 
-template <class Packer, class Packed>
+// One token is bound by memory, and there the AVX2 kernels are enough.
+template <class One, class Packed>
+void packed_matmul(const uint8_t* w, int64_t n_rows, int64_t row_begin, int64_t row_end, const ActRows& x,
+                   float* y, int64_t y_stride, void* scratch) noexcept {
+  (x.n == 1 ? packed_avx2::matmul<One> : matmul<Packed>)(w, n_rows, row_begin, row_end, x, y, y_stride,
+                                                         scratch);
+}
+
+template <class Packer, class One, class Packed>
 constexpr void add_format(KernelTable& t, int dtype) {
   t.pack[dtype] = pack_avx2::pack<Packer>;
-  t.matmul_packed[dtype] = matmul<Packed>;
+  t.matmul_packed[dtype] = packed_matmul<One, Packed>;
 }
 
 }  // namespace packed_vnni
@@ -71,21 +80,22 @@ void quantize_q8_256(const float* x, int64_t k, int8_t* q, float* d, int16_t* su
 
 size_t matmul_scratch_bytes(int64_t, int64_t k) noexcept {
   static_assert(sizeof(quant_avx2::GroupTile) <= sizeof(packed_vnni::Scratch));
+  static_assert(packed_avx2::scratch_bytes(1) <= sizeof(packed_vnni::Scratch));
   return via_pack::panel_bytes(k) + sizeof(packed_vnni::Scratch);
 }
 
 constexpr void add_packed_kernels(KernelTable& t) {
   using namespace packed_vnni;
-  add_format<pack_avx2::Q4_0, Q4_0>(t, 2);  // indexed by DType
-  add_format<pack_avx2::Q4_1, Q4_1>(t, 3);
-  add_format<pack_avx2::Q5_0, Q5_0>(t, 6);
-  add_format<pack_avx2::Q5_1, Q5_1>(t, 7);
-  add_format<pack_avx2::Q8_0, Q8_0>(t, 8);
-  add_format<pack_avx2::Q2_K, Q2_K>(t, 10);
-  add_format<pack_avx2::Q3_K, Q3_K>(t, 11);
-  add_format<pack_avx2::Q4_K, Q4_K>(t, 12);
-  add_format<pack_avx2::Q5_K, Q5_K>(t, 13);
-  add_format<pack_avx2::Q6_K, Q6_K>(t, 14);
+  add_format<pack_avx2::Q4_0, packed_avx2::Q4_0, Q4_0>(t, 2);  // indexed by DType
+  add_format<pack_avx2::Q4_1, packed_avx2::Q4_1, Q4_1>(t, 3);
+  add_format<pack_avx2::Q5_0, packed_avx2::Q5_0, Q5_0>(t, 6);
+  add_format<pack_avx2::Q5_1, packed_avx2::Q5_1, Q5_1>(t, 7);
+  add_format<pack_avx2::Q8_0, packed_avx2::Q8_0, Q8_0>(t, 8);
+  add_format<pack_avx2::Q2_K, packed_avx2::Q2_K, Q2_K>(t, 10);
+  add_format<pack_avx2::Q3_K, packed_avx2::Q3_K, Q3_K>(t, 11);
+  add_format<pack_avx2::Q4_K, packed_avx2::Q4_K, Q4_K>(t, 12);
+  add_format<pack_avx2::Q5_K, packed_avx2::Q5_K, Q5_K>(t, 13);
+  add_format<pack_avx2::Q6_K, packed_avx2::Q6_K, Q6_K>(t, 14);
 }
 
 }  // namespace
