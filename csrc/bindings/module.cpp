@@ -89,6 +89,8 @@ py::dict cpu_info() {
   flags["avx_vnni"] = features.avx_vnni;
   flags["avx512_vnni"] = features.avx512_vnni;
   flags["neon"] = features.neon;
+  flags["neon_dotprod"] = features.neon_dotprod;
+  flags["neon_i8mm"] = features.neon_i8mm;
   py::list levels;
   for (const KernelLevel& level : kernel_levels(features)) {
     py::dict entry;

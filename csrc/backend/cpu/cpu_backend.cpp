@@ -20,7 +20,8 @@ namespace {
 // read side by side: long enough to stream, short enough that a preempted worker holds little.
 constexpr int64_t kJobBytes = 256 * 1024;
 constexpr int64_t kStreamRows = 2 * kPanelRows;
-constexpr int64_t kManyTokens = 16;  // from here on a job is one panel: its time is in the products
+constexpr int64_t kManyTokens = 16;  // from here on the time of a job is in the products
+constexpr int64_t kMaxPanels = 4;    // of such a job
 
 }  // namespace
 
@@ -36,10 +37,19 @@ ActKind CpuBackend::act_kind(DType dtype) {
 }
 
 int64_t CpuBackend::job_rows(const Tensor& w, int64_t n_tokens) const {
+  const int64_t n = n_threads();
+  if (n_tokens >= kManyTokens && w.rows >= n * kPanelRows) {
+    // The kernels lay out the activations once for all panels of a job, which costs a quarter of a panel: the
+    // number of panels with which all threads are done first.
+    const int64_t panels = w.rows / kPanelRows;
+    const auto cost = [&](int64_t each) { return ((panels + each - 1) / each + n - 1) / n * (4 * each + 1); };
+    int64_t best = 1;
+    for (int64_t each = 2; each <= kMaxPanels; ++each)
+      if (cost(each) < cost(best)) best = each;
+    return best * kPanelRows;
+  }
   // At least four jobs a thread, where the matrix has the rows.
-  const int64_t most = w.rows / (4 * n_threads());
-  const int64_t rows = n_tokens < kManyTokens ? std::max(kStreamRows, kJobBytes / w.row_size()) : kPanelRows;
-  const int64_t wanted = std::min(rows, most);
+  const int64_t wanted = std::min(std::max(kStreamRows, kJobBytes / w.row_size()), w.rows / (4 * n));
   const int64_t multiple = wanted >= kStreamRows  ? kStreamRows
                            : wanted >= kPanelRows ? kPanelRows
                                                   : kGroupRows;
@@ -55,6 +65,7 @@ std::unique_ptr<Backend> open_cpu(const std::string& isa, int n_threads) {
 }
 
 void CpuBackend::begin_step(int64_t n_rows) {
+  step_rows_ = n_rows;
   is_tuned_step_ = n_rows == 1 && tuner_.n_threads() > 1;
   pool_.limit_threads(is_tuned_step_ ? tuner_.next() : pool_.n_threads());
   step_start_ = std::chrono::steady_clock::now();

@@ -87,9 +87,10 @@ class CpuBackend final : public Backend {
                       const Inputs& in, int64_t row_begin, int64_t row_end, int thread);
   template <class Fn>
   void each_row(int64_t n_rows, Fn&& fn);
-  // What a product with n_tokens rows reads; may pack a piece of it first.
+  // What a product reads. May pack a piece of it first, by the rows of the step: the head has few, but packing it
+  // is a small part of a long step.
   PackedWeights::View weights(const Tensor& w, int64_t n_tokens) {
-    weights_.advance(w, n_tokens, kernels_, pool_);
+    weights_.advance(w, std::max(n_tokens, step_rows_), kernels_, pool_);
     return weights_.view(w);
   }
   template <class Fn>
@@ -100,6 +101,7 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   ThreadTuner tuner_;
   bool is_tuned_step_ = false;
+  int64_t step_rows_ = 0;
   std::chrono::steady_clock::time_point step_start_;
   PackedWeights weights_;
   std::vector<Arena> buffers_;

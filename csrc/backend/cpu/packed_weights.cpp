@@ -32,34 +32,39 @@ void PackedWeights::allow(std::span<const Tensor> matrices, Repacking repacking,
             [](const Matrix& a, const Matrix& b) { return a.file.data < b.file.data; });
 }
 
-const PackedWeights::Matrix* PackedWeights::find(const uint8_t* data) const {
-  const auto after = std::upper_bound(matrices_.begin(), matrices_.end(), data,
+const PackedWeights::Matrix* PackedWeights::find(const Tensor& w) const {
+  const auto after = std::upper_bound(matrices_.begin(), matrices_.end(), w.data,
                                       [](const uint8_t* p, const Matrix& m) { return p < m.file.data; });
   if (after == matrices_.begin()) return nullptr;
   const Matrix& matrix = *std::prev(after);
-  return data < matrix.file.data + matrix.file.size_bytes() ? &matrix : nullptr;
+  if (w.data >= matrix.file.data + matrix.file.size_bytes()) return nullptr;
+  // Some rows of a matrix (an expert of many, or its gate) lie at the same offset in both orders, and in
+  // panels of their own, only if they begin and end where panels do.
+  const int64_t first = (w.data - matrix.file.data) / w.row_size(), end = first + w.rows;
+  const bool has_panels = first % kPanelRows == 0 && (end % kPanelRows == 0 || end == matrix.file.rows);
+  return has_panels ? &matrix : nullptr;
 }
 
 PackedWeights::View PackedWeights::view(const Tensor& w) const {
   if (w.layout == Layout::R8P64) return {w, w.data, w.rows};
-  const Matrix* matrix = find(w.data);
+  const Matrix* matrix = find(w);
   if (matrix == nullptr || matrix->n_packed == 0) return {w, nullptr, 0};
-  // Some rows of a matrix (an expert of many) lie at the same offset in both orders, if they begin with a
-  // panel.
   const int64_t offset = w.data - matrix->file.data, first = offset / w.row_size();
-  if (first % kPanelRows != 0) return {w, nullptr, 0};
   return {w, matrix->panels.data() + offset, std::clamp<int64_t>(matrix->n_packed - first, 0, w.rows)};
 }
 
 void PackedWeights::advance(const Tensor& w, int64_t n_tokens, const KernelTable& kernels, ThreadPool& pool) {
-  auto* matrix = const_cast<Matrix*>(find(w.data));
+  auto* matrix = const_cast<Matrix*>(find(w));
   if (matrix == nullptr || matrix->is_refused || matrix->n_packed == matrix->file.rows) return;
   if (matrix->n_packed == 0) {
     try {
-      if (repacking_.may_take(matrix->file.size_bytes()))
+      // Matrices that were begun will take the rest of their memory too.
+      if (repacking_.may_take(promised_bytes_ + matrix->file.size_bytes())) {
         matrix->panels = Arena::huge(matrix->file.size_bytes());
-      else
+        promised_bytes_ += matrix->file.size_bytes();
+      } else {
         matrix->is_refused = true;
+      }
     } catch (const NotEnoughMemoryError&) {
       matrix->is_refused = true;  // the order of the file is slower, not wrong
     }
@@ -86,6 +91,7 @@ void PackedWeights::pack_piece(Matrix& matrix, int64_t row_end, const KernelTabl
   });
   const int64_t end = std::min(row_end, begin + n_panels * kPanelRows);
   matrix.n_packed = end;
+  promised_bytes_ -= (end - begin) * file.row_size();
   packed_bytes_.fetch_add((end - begin) * file.row_size(), std::memory_order_relaxed);
   // The page that this piece shares with the one before it can go now; nothing before the matrix may.
   const uint8_t* const from = std::max(page_at_or_before(file.row(begin)), file.data);

@@ -30,7 +30,7 @@ class PackedWeights {
 
   View view(const Tensor& w) const;
 
-  // Packs a piece of the matrix that a product with n_tokens rows is about to read: all that is left of it
+  // Packs a piece of the matrix that a step of n_tokens rows is about to read: all that is left of it
   // when there are many rows, for then the reading is a small part of the work, else a small share.
   void advance(const Tensor& w, int64_t n_tokens, const KernelTable& kernels, ThreadPool& pool);
 
@@ -43,11 +43,12 @@ class PackedWeights {
     int64_t n_packed = 0;  // rows, whole panels
     bool is_refused = false;
   };
-  const Matrix* find(const uint8_t* data) const;
+  const Matrix* find(const Tensor& w) const;  // null where w has no panels of its own
   void pack_piece(Matrix& matrix, int64_t row_end, const KernelTable& kernels, ThreadPool& pool);
 
   std::vector<Matrix> matrices_;  // by address in the file
   Repacking repacking_;
+  int64_t promised_bytes_ = 0;  // of matrices that were begun: what is not packed yet
   std::atomic<int64_t> packed_bytes_{0};
 };
 

@@ -166,3 +166,51 @@ TEST_CASE("a tensor in panels is multiplied and looked up without anybody's perm
     CHECK(same_bits(y, z));
   }
 }
+
+TEST_CASE("parts of a matrix that end inside a panel are read as the file has them") {
+  constexpr int64_t kExperts = 3, kHalf = 96, kCols = 512;  // gate and up of an expert: three panels together
+  const Matrix m(DType::Q8_0, kExperts * 2 * kHalf, kCols, 11);
+  const auto half_of = [&](int64_t expert, int64_t half) {
+    Tensor part = m.tensor;
+    part.data = m.tensor.row((2 * expert + half) * kHalf);
+    part.rows = kHalf;
+    return part;
+  };
+  for (const std::string& isa : usable_levels()) {
+    CAPTURE(isa);
+    const auto plain = open_cpu(isa, 2), packing = open_cpu(isa, 2);
+    for (Backend* be : {plain.get(), packing.get()}) be->reserve(70, kCols, 64);
+    Released released;
+    packing->allow_repacking(std::vector{m.tensor}, released.permit());
+    const Rows x = random_rows(*plain, 70, kCols, 12), all = packing->alloc(70, m.tensor.rows);
+    for (const bool is_whole_packed : {false, true}) {
+      if (is_whole_packed) packing->matmul(all, m.tensor, x);
+      for (int64_t expert = 0; expert < kExperts; ++expert) {
+        for (int64_t half = 0; half < 2; ++half) {
+          const Rows y = plain->alloc(70, kHalf), z = packing->alloc(70, kHalf);
+          plain->matmul(y, half_of(expert, half), x);
+          packing->matmul(z, half_of(expert, half), x);
+          CHECK(same_bits(y, z));
+        }
+      }
+      CHECK(packing->repacked_bytes() == (is_whole_packed ? m.tensor.size_bytes() : 0));
+    }
+  }
+}
+
+TEST_CASE("what matrices that were begun will take counts where another one asks for memory") {
+  const Matrix a(DType::Q8_0, 64 * 4, 256, 13), b(DType::Q8_0, 64 * 4, 256, 14);
+  const auto be = open_cpu("", 2);
+  be->reserve(1, 256, 64);
+  const int64_t free = a.tensor.size_bytes() + b.tensor.size_bytes() - 1;
+  Released released;
+  Repacking repacking = released.permit();
+  repacking.may_take = [&](int64_t n_bytes) { return n_bytes <= free - be->repacked_bytes(); };
+  be->allow_repacking(std::vector{a.tensor, b.tensor}, repacking);
+  const Rows x = random_rows(*be, 1, 256, 15), y = be->alloc(1, a.tensor.rows);
+  for (int step = 0; step < 6; ++step) {
+    be->matmul(y, a.tensor, x);
+    be->matmul(y, b.tensor, x);
+  }
+  CHECK(be->repacked_bytes() == a.tensor.size_bytes());
+}
