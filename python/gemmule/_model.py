@@ -41,8 +41,8 @@ class Model:
     and audio embedders; None takes those inside the model file, else the one lying beside it; False takes
     none. packed: whether weights are brought into the kernels' own order while the model runs, which takes no
     more memory but memory of its own instead of the file's pages; "auto" does so where it fits. memory_limit:
-    what the model and one session may take, in bytes or such as "7.5GB". isa: None picks the best instruction set
-    ($GEMMULE_CPU_ISA overrides). The results do not depend on n_threads, packed or isa.
+    what the model and one session may take, in bytes or such as "7.5GB". isa: None picks the best instruction
+    set ($GEMMULE_CPU_ISA overrides). The results do not depend on n_threads, packed or isa.
     """
 
     def __init__(

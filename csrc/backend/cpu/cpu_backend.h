@@ -87,8 +87,8 @@ class CpuBackend final : public Backend {
                       const Inputs& in, int64_t row_begin, int64_t row_end, int thread);
   template <class Fn>
   void each_row(int64_t n_rows, Fn&& fn);
-  // What a product reads. May pack a piece of it first, by the rows of the step: the head has few, but packing it
-  // is a small part of a long step.
+  // What a product reads. May pack a piece of it first, by the rows of the step: the head has few, but
+  // packing it is a small part of a long step.
   PackedWeights::View weights(const Tensor& w, int64_t n_tokens) {
     weights_.advance(w, std::max(n_tokens, step_rows_), kernels_, pool_);
     return weights_.view(w);
