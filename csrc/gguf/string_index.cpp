@@ -15,6 +15,8 @@ namespace {
 
 constexpr size_t kMaxItems = size_t{1} << 24;
 constexpr uint32_t kBatch = 64;
+// Bytes that are compared before the rest of a longer item: one long item must not slow every search.
+constexpr size_t kHead = 256;
 
 uint64_t make_key() {
   std::random_device device;
@@ -63,9 +65,11 @@ StringIndex::StringIndex(std::vector<std::string_view> items, std::shared_ptr<co
       hashes[i - first] = hash_of(items_[i], key);
       __builtin_prefetch(&slots_[slot_of(hashes[i - first])], 1);
       longest_ = std::max(longest_, items_[i].size());
+      if (items_[i].size() > kHead) heads_.push_back(hash_of(items_[i].substr(0, kHead), key));
     }
     for (uint32_t i = first; i < end; ++i) insert(i, hashes[i - first]);
   }
+  std::sort(heads_.begin(), heads_.end());
 }
 
 void StringIndex::insert(uint32_t i, uint64_t hash) {
@@ -100,8 +104,10 @@ std::vector<uint32_t> StringIndex::find_inside(std::string_view text) const {
     uint64_t hash = key;
     for (size_t i = start; i < end; ++i) {
       hash = add_byte(hash, text[i], key);
-      if (i + 1 < text.size() && !begins_character(text[i + 1])) continue;
-      if (const auto at = probe(hash, text.substr(start, i + 1 - start))) found.push_back(*at);
+      const bool is_cut = i + 1 == text.size() || begins_character(text[i + 1]);
+      if (is_cut)
+        if (const auto at = probe(hash, text.substr(start, i + 1 - start))) found.push_back(*at);
+      if (i + 1 - start == kHead && !std::binary_search(heads_.begin(), heads_.end(), hash)) break;
     }
   }
   std::sort(found.begin(), found.end());

@@ -45,6 +45,8 @@ class StringIndex {
   uint32_t position_mask_ = 0;
   std::optional<uint32_t> first_repeated_;
   size_t longest_ = 0;  // bytes of the longest item
+  // Hashes of how very long items begin, ascending: in other places the search for them ends there.
+  std::vector<uint64_t> heads_;
 };
 
 }  // namespace gemmule

@@ -50,6 +50,32 @@ TEST_CASE("parts of a text begin and end between characters") {
   CHECK(index.find_inside("x\xc3\xa9") == std::vector<uint32_t>{2, 3});
 }
 
+TEST_CASE("items longer than the head that is looked at first are found, and cost nothing elsewhere") {
+  std::mt19937 rng(2);
+  const std::string text = random_text(rng, 2000);
+  Strings items = {"a", std::string(1 << 20, 'x')};
+  for (size_t n : {255, 256, 257, 300, 1000}) {
+    // Whole characters of about n bytes, as they are in the text and changed at the end.
+    for (size_t start : {0, 500}) {
+      std::string part = text.substr(start, n);
+      while (part.size() > 1 && (static_cast<uint8_t>(text[start + part.size()]) & 0xc0) == 0x80)
+        part.pop_back();
+      while ((static_cast<uint8_t>(part[0]) & 0xc0) == 0x80) part.erase(0, 1);
+      items.push_back(part);
+      items.push_back(part + "#");
+    }
+  }
+  std::sort(items.begin(), items.end());
+  items.erase(std::unique(items.begin(), items.end()), items.end());
+  std::vector<uint32_t> inside;
+  for (uint32_t i = 0; i < items.size(); ++i)
+    if (text.find(items[i]) != std::string::npos) inside.push_back(i);
+  CHECK(inside.size() >= 9);
+  CHECK(make_index(items).find_inside(text) == inside);
+  // Looking for the long item from every place on would take minutes.
+  CHECK(make_index(items).find_inside(std::string(1 << 16, 'b')).empty());
+}
+
 TEST_CASE("an index names repeated and broken strings") {
   const StringIndex good = make_index({"a", "", "b", "\xc3\xa9"});
   CHECK_FALSE(good.first_repeated().has_value());
