@@ -8,11 +8,8 @@ function(gemmule_isa_object folder name)
   target_compile_options(gemmule_isa_${name} PRIVATE -O2 -fno-lto ${ARGN})
   if(GEMMULE_SANITIZE AND NOT name MATCHES "scalar$")
     # The undefined-behaviour checks on every vector access take GCC ten minutes and a gigabyte; the scalar object
-    # runs the shared bodies with them. Address checks stay on everywhere.
+    # runs the shared bodies with them. Address checks stay on in the levels that such builds have.
     target_compile_options(gemmule_isa_${name} PRIVATE -O1 -g0 -fno-sanitize=undefined)
-    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")  # address checks as calls: the AVX-512 object in one minute, not four
-      target_compile_options(gemmule_isa_${name} PRIVATE --param=asan-instrumentation-with-call-threshold=0)
-    endif()
   endif()
   string(TOUPPER ${name} upper)
   set(GEMMULE_ISA_OBJECTS ${GEMMULE_ISA_OBJECTS} $<TARGET_OBJECTS:gemmule_isa_${name}> PARENT_SCOPE)
