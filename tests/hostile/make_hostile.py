@@ -764,7 +764,8 @@ def _packed(rng: random.Random, model: _Model) -> Iterator[tuple[str, bytes]]:
         yield f"refuse.header.layout-{what}", _image(packed.with_key("gemmule.layout", type_, payload))
     yield "refuse.header.packed-layout-gguf", _image(_with_layout(packed, "gguf"))
     no_key = tuple(k for k in packed.keys if k.name != b"gemmule.layout")
-    yield "refuse.header.packed-no-layout", _image(replace(packed, keys=no_key))
+    no_layout = "refuse.header" if any(can.values()) else "any"
+    yield f"{no_layout}.packed-no-layout", _image(replace(packed, keys=no_key))
     for alignment in (8, 16, 32):
         yield f"refuse.header.packed-alignment-{alignment}", _image(_with_layout(packed, "r8p64", alignment))
     for i, t in enumerate(packed.tensors):
