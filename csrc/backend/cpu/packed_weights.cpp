@@ -12,11 +12,6 @@ namespace {
 constexpr int64_t kManyTokens = 64;        // from here on a matrix is packed at once
 constexpr int64_t kShare = 50;             // else one part in so many: 50 tokens later all is packed
 constexpr int64_t kPieceBytes = 16 << 20;  // packed before its bytes of the file are given back
-constexpr uintptr_t kPage = 4096;
-
-const uint8_t* page_at_or_before(const uint8_t* p) {
-  return reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(p) / kPage * kPage);
-}
 
 }  // namespace
 
@@ -54,26 +49,28 @@ PackedWeights::View PackedWeights::view(const Tensor& w) const {
 }
 
 void PackedWeights::advance(const Tensor& w, int64_t n_tokens, const KernelTable& kernels, ThreadPool& pool) {
-  auto* matrix = const_cast<Matrix*>(find(w));
-  if (matrix == nullptr || matrix->is_refused || matrix->n_packed == matrix->file.rows) return;
-  if (matrix->n_packed == 0) {
+  const Matrix* const found = find(w);
+  if (found == nullptr) return;
+  Matrix& matrix = matrices_[static_cast<size_t>(found - matrices_.data())];
+  if (matrix.is_refused || matrix.n_packed == matrix.file.rows) return;
+  if (matrix.n_packed == 0) {
     try {
       // Matrices that were begun will take the rest of their memory too.
-      if (repacking_.may_take(promised_bytes_ + matrix->file.size_bytes())) {
-        matrix->panels = Arena::huge(matrix->file.size_bytes());
-        promised_bytes_ += matrix->file.size_bytes();
+      if (repacking_.may_take(promised_bytes_ + matrix.file.size_bytes())) {
+        matrix.panels = Arena::huge(matrix.file.size_bytes());
+        promised_bytes_ += matrix.file.size_bytes();
       } else {
-        matrix->is_refused = true;
+        matrix.is_refused = true;
       }
     } catch (const NotEnoughMemoryError&) {
-      matrix->is_refused = true;  // the order of the file is slower, not wrong
+      matrix.is_refused = true;  // the order of the file is slower, not wrong
     }
-    if (matrix->is_refused) return;
+    if (matrix.is_refused) return;
   }
-  const int64_t rows = matrix->file.rows, panels = (rows + kPanelRows - 1) / kPanelRows;
+  const int64_t rows = matrix.file.rows, panels = (rows + kPanelRows - 1) / kPanelRows;
   const int64_t due = n_tokens >= kManyTokens ? panels : (panels + kShare - 1) / kShare;
-  const int64_t end = std::min(rows, matrix->n_packed + due * kPanelRows);
-  while (matrix->n_packed < end) pack_piece(*matrix, end, kernels, pool);
+  const int64_t end = std::min(rows, matrix.n_packed + due * kPanelRows);
+  while (matrix.n_packed < end) pack_piece(matrix, end, kernels, pool);
 }
 
 void PackedWeights::pack_piece(Matrix& matrix, int64_t row_end, const KernelTable& kernels,
@@ -93,9 +90,8 @@ void PackedWeights::pack_piece(Matrix& matrix, int64_t row_end, const KernelTabl
   matrix.n_packed = end;
   promised_bytes_ -= (end - begin) * file.row_size();
   packed_bytes_.fetch_add((end - begin) * file.row_size(), std::memory_order_relaxed);
-  // The page that this piece shares with the one before it can go now; nothing before the matrix may.
-  const uint8_t* const from = std::max(page_at_or_before(file.row(begin)), file.data);
-  repacking_.release(from, file.row(end) - from);
+  // From the start: the page that this piece shares with the one before it can go only now.
+  repacking_.release(file.data, file.row(end) - file.data);
 }
 
 }  // namespace gemmule

@@ -22,30 +22,44 @@ Kind = Literal["image", "audio", "video"]
 
 _HEAD = 64 << 10
 _BOXES = 64  # top-level boxes that are looked through for the track list of an MP4
+# Magic bytes at the start and the name of what they begin.
+_IMAGES = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"8BPS", "Photoshop"),
+    (b"\0\0\x01\0", "icon"),
+)
+_SOUNDS = (
+    (b"fLaC", "FLAC"),
+    (b"OggS", "OGG"),
+    (b".snd", "AU"),
+    (b"caff", "CAF"),
+    (b"riff\x2e\x91\xcf\x11", "W64"),
+)
+_CONTAINERS = (
+    (b"\x1a\x45\xdf\xa3", "matroska"),
+    (b"OggS", "ogg"),
+    (b"FLV\x01", "flv"),
+    (b"\0\0\x01\xba", "mpeg"),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
+)
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
+_STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif", b"avis")
+_SOUND_BRANDS = (b"M4A ", b"M4B ", b"M4P ", b"F4A ", b"F4B ")
 
 
 def image_format(head: bytes) -> str | None:
     """Pillow's name of the picture format, or the name of one that is known but not read."""
-    if (
-        name := _by_magic(
-            head,
-            (
-                (b"\x89PNG\r\n\x1a\n", "PNG"),
-                (b"\xff\xd8\xff", "JPEG"),
-                (b"GIF87a", "GIF"),
-                (b"GIF89a", "GIF"),
-                (b"II*\0", "TIFF"),
-                (b"MM\0*", "TIFF"),
-                (b"II+\0", "TIFF"),
-                (b"MM\0+", "TIFF"),
-                (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
-                (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-                (b"\xff\x0a", "JPEG XL"),
-                (b"8BPS", "Photoshop"),
-                (b"\0\0\x01\0", "icon"),
-            ),
-        )
-    ) is not None:
+    if (name := _by_magic(head, _IMAGES)) is not None:
         return name
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
@@ -61,25 +75,9 @@ def _by_magic(head: bytes, formats: Iterable[tuple[bytes, str]]) -> str | None:
     return next((name for magic, name in formats if head.startswith(magic)), None)
 
 
-_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
-_STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif", b"avis")
-_SOUND_BRANDS = (b"M4A ", b"M4B ", b"M4P ", b"F4A ", b"F4B ")
-
-
 def sound_format(head: bytes) -> str | None:
     """libsndfile's name of the sound format, among those read without PyAV."""
-    if (
-        name := _by_magic(
-            head,
-            (
-                (b"fLaC", "FLAC"),
-                (b"OggS", "OGG"),
-                (b".snd", "AU"),
-                (b"caff", "CAF"),
-                (b"riff\x2e\x91\xcf\x11", "W64"),
-            ),
-        )
-    ) is not None:
+    if (name := _by_magic(head, _SOUNDS)) is not None:
         return name
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return "WAV"
@@ -94,18 +92,7 @@ def container_of(head: bytes) -> str | None:
     """FFmpeg's name of the container or raw stream, among those read with PyAV; no playlist is among them."""
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip") and image_format(head) is None:
         return "mov"
-    if (
-        name := _by_magic(
-            head,
-            (
-                (b"\x1a\x45\xdf\xa3", "matroska"),
-                (b"OggS", "ogg"),
-                (b"FLV\x01", "flv"),
-                (b"\0\0\x01\xba", "mpeg"),
-                (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
-            ),
-        )
-    ) is not None:
+    if (name := _by_magic(head, _CONTAINERS)) is not None:
         return name
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"

@@ -39,20 +39,6 @@ inline void store8(Half* p, F8 a) noexcept {
                    _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
-// The first n < 8 elements; the other lanes are zero and the other elements are not touched.
-template <class T>
-inline F8 load_tail(const T* p, int64_t n) noexcept {
-  T buffer[8] = {};
-  __builtin_memcpy(buffer, p, static_cast<size_t>(n) * sizeof(T));
-  return load8(buffer);
-}
-template <class T>
-inline void store_tail(T* p, F8 a, int64_t n) noexcept {
-  T buffer[8];
-  store8(buffer, a);
-  __builtin_memcpy(p, buffer, static_cast<size_t>(n) * sizeof(T));
-}
-
 // Keeps a value in a register: GCC otherwise repeats a load in every instruction that uses it.
 inline void pin(F8& a) noexcept { __asm__("" : "+x"(a.v)); }
 
@@ -70,6 +56,9 @@ inline F8 fnma(F8 a, F8 b, F8 c) noexcept { return {_mm256_fnmadd_ps(a.v, b.v, c
 // b when either is NaN.
 inline F8 max(F8 a, F8 b) noexcept { return {_mm256_max_ps(a.v, b.v)}; }
 inline F8 min(F8 a, F8 b) noexcept { return {_mm256_min_ps(a.v, b.v)}; }
+inline F8 zero_below(F8 y, F8 x, F8 limit) noexcept {
+  return {_mm256_andnot_ps(_mm256_cmp_ps(x.v, limit.v, _CMP_LT_OQ), y.v)};
+}
 inline F8 abs8(F8 a) noexcept {
   return {_mm256_and_ps(a.v, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff)))};
 }

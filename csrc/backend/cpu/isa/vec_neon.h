@@ -44,20 +44,6 @@ inline void store8(Half* p, F8 a) noexcept {
   vst1q_u16(reinterpret_cast<uint16_t*>(p), vreinterpretq_u16_f16(h));
 }
 
-// The first n < 8 elements; the other lanes are zero and the other elements are not touched.
-template <class T>
-inline F8 load_tail(const T* p, int64_t n) noexcept {
-  T buffer[8] = {};
-  __builtin_memcpy(buffer, p, static_cast<size_t>(n) * sizeof(T));
-  return load8(buffer);
-}
-template <class T>
-inline void store_tail(T* p, F8 a, int64_t n) noexcept {
-  T buffer[8];
-  store8(buffer, a);
-  __builtin_memcpy(p, buffer, static_cast<size_t>(n) * sizeof(T));
-}
-
 // Keeps a value in its registers.
 inline void pin(F8& a) noexcept { __asm__("" : "+w"(a.lo), "+w"(a.hi)); }
 
@@ -83,6 +69,12 @@ inline float32x4_t smaller4(float32x4_t a, float32x4_t b) noexcept {
 }
 inline F8 max(F8 a, F8 b) noexcept { return {larger4(a.lo, b.lo), larger4(a.hi, b.hi)}; }
 inline F8 min(F8 a, F8 b) noexcept { return {smaller4(a.lo, b.lo), smaller4(a.hi, b.hi)}; }
+inline F8 zero_below(F8 y, F8 x, F8 limit) noexcept {
+  const auto keep = [](float32x4_t y4, float32x4_t x4, float32x4_t limit4) noexcept {
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(y4), vcltq_f32(x4, limit4)));
+  };
+  return {keep(y.lo, x.lo, limit.lo), keep(y.hi, x.hi, limit.hi)};
+}
 inline F8 abs8(F8 a) noexcept { return {vabsq_f32(a.lo), vabsq_f32(a.hi)}; }
 inline F8 negate(F8 a) noexcept { return {vnegq_f32(a.lo), vnegq_f32(a.hi)}; }
 // The magnitude of a (a >= 0 or NaN) with the sign of b.

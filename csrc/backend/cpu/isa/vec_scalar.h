@@ -96,20 +96,6 @@ inline void store8(Half* p, F8 a) noexcept {
   __builtin_memcpy(p, h, 16);
 }
 
-// The first n < 8 elements; the other lanes are zero and the other elements are not touched.
-template <class T>
-inline F8 load_tail(const T* p, int64_t n) noexcept {
-  T buffer[8] = {};
-  __builtin_memcpy(buffer, p, static_cast<size_t>(n) * sizeof(T));
-  return load8(buffer);
-}
-template <class T>
-inline void store_tail(T* p, F8 a, int64_t n) noexcept {
-  T buffer[8];
-  store8(buffer, a);
-  __builtin_memcpy(p, buffer, static_cast<size_t>(n) * sizeof(T));
-}
-
 // Keeps a value in a register where there are 8-lane registers.
 inline void pin(F8&) noexcept {}
 
@@ -144,6 +130,10 @@ inline F8 max(F8 a, F8 b) noexcept {
 }
 inline F8 min(F8 a, F8 b) noexcept {
   return each_lane([&](int i) noexcept { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+// y, and +0 where x < limit.
+inline F8 zero_below(F8 y, F8 x, F8 limit) noexcept {
+  return each_lane([&](int i) noexcept { return x.v[i] < limit.v[i] ? 0.0f : y.v[i]; });
 }
 inline F8 abs8(F8 a) noexcept {
   return each_lane([&](int i) noexcept { return lane_float(lane_bits(a.v[i]) & 0x7fffffffu); });

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "backend/cpu/kernels/math.inl"
+#include "backend/cpu/kernels/tail.inl"
 
 namespace gemmule {
 namespace {

@@ -4,8 +4,8 @@
 //   s_i = q . k_i (8 lanes, fixed tree), m = max s_i, p_i = exp(s_i - m), l = sum p_i (lane i mod 8, fixed
 //   tree), o_d = ascending fma(p_i, v_i[d], o_d) from +0;
 // chunks combine ascending: M = max(m1, m2), l = fma(l1, e1, l2 * e2), o = fma(o1, e1, o2 * e2), e = exp(m -
-// M). A position outside a row's range never enters its sums; one outside the range of all rows is never
-// read.
+// M). Here exp(x) is 0 for x < kVanish. A position outside a row's range never enters its sums; one outside
+// the range of all rows is never read.
 //
 // A row is one head of one token; rows are ordered by token, so that neighbours see nearly the same
 // positions. Few rows read the cache as it is; many rows first convert a piece of K or V to f32 and share it.
@@ -25,6 +25,11 @@ inline constexpr int64_t kPanel = 16;        // dims of one panel of converted v
 inline constexpr int64_t kPanelStride = kValueTile * kPanel + kPanel;  // again no power of two
 inline constexpr int64_t kDirectRows = 16;  // up to so many rows work straight from the cache
 inline constexpr int64_t kRowGroup = 6;     // most rows of one micro-tile: 6 x 2 accumulators
+
+// A weight below e^-64 (2^-92) cannot change a sum that begins with 1, but its products with small values
+// would be subnormal, and an instruction with subnormal numbers takes a hundred cycles instead of one.
+inline constexpr float kVanish = -64.0f;
+inline F8 exp_weight8(F8 x) noexcept { return zero_below(exp8(x), x, set1(kVanish)); }
 
 inline int64_t smaller(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) noexcept { return a > b ? a : b; }
@@ -316,7 +321,7 @@ inline MaxSum softmax_chunk(float* s, int64_t begin, int64_t end) noexcept {
   const float m = max_lane(top);
   F8 lanes = zero8();
   for (int64_t i = first; i < last; i += 8) {
-    const F8 p = exp8(sub(load8(s + i), set1(m)));
+    const F8 p = exp_weight8(sub(load8(s + i), set1(m)));
     store8(s + i, p);
     lanes = add(lanes, p);
   }
@@ -426,7 +431,7 @@ inline void combine_chunk(const AttendScratch& s, int64_t row, MaxSum chunk, boo
   } else {
     const float before = s.max[row], top = before > chunk.max ? before : chunk.max;
     float e[8] = {before - top, chunk.max - top};
-    store8(e, exp8(load8(e)));
+    store8(e, exp_weight8(load8(e)));
     s.max[row] = top;
     s.sum[row] = fma_lane(s.sum[row], e[0], chunk.sum * e[1]);
     const F8 e1 = set1(e[0]), e2 = set1(e[1]);

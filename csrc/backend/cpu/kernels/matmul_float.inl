@@ -5,6 +5,7 @@
 #pragma once
 
 #include "backend/cpu/kernel_table.h"
+#include "backend/cpu/kernels/tail.inl"
 
 namespace gemmule {
 namespace {

@@ -5,6 +5,8 @@
 //   rope: a' = fma(a, cos, -(b * sin)), b' = fma(b, cos, a * sin) with a = x[i], b = x[i + d/2].
 #pragma once
 
+#include "backend/cpu/kernels/tail.inl"
+
 namespace gemmule {
 namespace {
 

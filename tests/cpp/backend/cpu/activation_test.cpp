@@ -11,21 +11,13 @@
 #include <string>
 #include <vector>
 
-#include "backend/cpu/kernel_select.h"
+#include "backend/cpu/levels.h"
 #include "core/half.h"
 
 namespace gemmule {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-
-std::vector<const KernelTable*> supported_tables() {
-  std::vector<const KernelTable*> tables;
-  for (const gemmule::KernelLevel& level : gemmule::kernel_levels(gemmule::detect_cpu_features())) {
-    if (level.supported) tables.push_back(level.table);
-  }
-  return tables;
-}
 
 std::vector<float> random_floats(size_t n, float spread, uint32_t seed) {
   std::mt19937 rng(seed);
@@ -46,7 +38,7 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 
 TEST_CASE("element-wise kernels have the bits of the scalar level for all lengths and misalignments") {
   const KernelTable& scalar = select_kernels(detect_cpu_features(), "scalar");
-  for (const KernelTable* table : supported_tables()) {
+  for (const KernelTable* table : testing::usable_levels()) {
     CAPTURE(table->name);
     for (int64_t n = 0; n <= 67; ++n) {
       for (int64_t shift = 0; shift < 8; ++shift) {
@@ -93,7 +85,7 @@ TEST_CASE("element-wise kernels have the bits of the scalar level for all length
 }
 
 TEST_CASE("gelu_mul is close to double precision and saturates") {
-  for (const KernelTable* table : supported_tables()) {
+  for (const KernelTable* table : testing::usable_levels()) {
     std::vector<float> x, one, y;
     for (double v = -12; v < 12; v += 1.0 / 512) x.push_back(static_cast<float>(v));
     one.assign(x.size(), 1.0f);
@@ -120,7 +112,7 @@ TEST_CASE("gelu_mul is close to double precision and saturates") {
 }
 
 TEST_CASE("softcap is cap * tanh(x / cap)") {
-  for (const KernelTable* table : supported_tables()) {
+  for (const KernelTable* table : testing::usable_levels()) {
     std::vector<float> x = random_floats(4096, 40.0f, 3);
     x[0] = 1e30f;
     x[1] = -1e30f;

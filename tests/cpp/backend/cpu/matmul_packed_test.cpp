@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "backend/cpu/kernel_select.h"
+#include "backend/cpu/levels.h"
 #include "core/dtype.h"
 #include "quant/packed.h"
 #include "quant/random_blocks.h"
@@ -21,6 +21,8 @@ namespace {
 
 using testing::kBlockTypes;
 using testing::random_rows;
+using testing::scalar_level;
+using testing::usable_levels;
 using Rng = std::mt19937;
 
 constexpr float kUntouched = -12345.5f;
@@ -28,15 +30,6 @@ constexpr int64_t kTokens = 100;
 constexpr int64_t kGap = 3;  // floats between the rows of y that no kernel may touch
 
 bool is_k_quant(DType dtype) { return dtype_info(dtype).block_size == 256; }
-
-std::vector<const KernelTable*> usable_levels() {
-  std::vector<const KernelTable*> tables;
-  for (const KernelLevel& level : kernel_levels(detect_cpu_features()))
-    if (level.supported) tables.push_back(level.table);
-  return tables;
-}
-
-const KernelTable& scalar_level() { return select_kernels(detect_cpu_features(), "scalar"); }
 
 // n bytes that begin `offset` after a multiple of 64 and end where the allocation ends, so that a sanitizer
 // sees every step outside. Scratch is aligned to 64 bytes, panels only to 32.

@@ -12,29 +12,23 @@
 #include <string>
 #include <vector>
 
-#include "backend/cpu/kernel_select.h"
+#include "backend/cpu/levels.h"
 #include "core/dtype.h"
 #include "core/half.h"
+#include "quant/blocks.h"
 #include "quant/codec.h"
+#include "quant/random_blocks.h"
 
 namespace gemmule {
 namespace {
 
 using Rng = std::mt19937;
 
-constexpr DType kQuantized[] = {DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1,
-                                DType::Q2_K, DType::Q3_K, DType::Q4_K, DType::Q5_K, DType::Q6_K};
+using testing::kBlockTypes;
+using testing::scalar_level;
+using testing::usable_levels;
 
 bool is_k_quant(DType dtype) { return dtype_info(dtype).block_size == 256; }
-
-std::vector<const KernelTable*> usable_levels() {
-  std::vector<const KernelTable*> tables;
-  for (const KernelLevel& level : kernel_levels(detect_cpu_features()))
-    if (level.supported) tables.push_back(level.table);
-  return tables;
-}
-
-const KernelTable& scalar_level() { return select_kernels(detect_cpu_features(), "scalar"); }
 
 uint16_t random_half(Rng& rng) {
   switch (rng() % 8) {
@@ -51,22 +45,12 @@ uint16_t random_half(Rng& rng) {
 
 // Random codes and scales; the half floats of each block are finite.
 std::vector<uint8_t> random_weights(DType dtype, int64_t rows, int64_t k, Rng& rng) {
-  const DTypeInfo& info = dtype_info(dtype);
   std::vector<uint8_t> w(static_cast<size_t>(rows * row_bytes(dtype, k)));
   for (uint8_t& byte : w) byte = static_cast<uint8_t>(rng());
-  std::vector<int> halves = {0};
-  if (dtype == DType::Q4_1 || dtype == DType::Q5_1 || dtype == DType::Q4_K || dtype == DType::Q5_K)
-    halves = {0, 2};
-  if (dtype == DType::Q2_K) halves = {80, 82};
-  if (dtype == DType::Q3_K) halves = {108};
-  if (dtype == DType::Q6_K) halves = {208};
-  for (size_t block = 0; block < w.size(); block += static_cast<size_t>(info.block_bytes)) {
-    for (const int at : halves) {
-      const uint16_t half = random_half(rng);
-      std::memcpy(&w[block + static_cast<size_t>(at)], &half, sizeof half);
-    }
-    if (dtype == DType::Q8_0 && rng() % 4 == 0) w[block + 2 + rng() % 32] = 0x80;  // the code -128
-  }
+  testing::set_halves(dtype, w, [&] { return random_half(rng); });
+  if (dtype == DType::Q8_0)
+    for (size_t block = 0; block < w.size(); block += sizeof(BlockQ8_0))
+      if (rng() % 4 == 0) w[block + 2 + rng() % 32] = 0x80;  // the code -128
   return w;
 }
 
@@ -127,7 +111,7 @@ TEST_CASE("quantized matmul: every level gives the bits of the scalar level") {
   const std::vector<int64_t> all_rows = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10,
                                          11, 12, 13, 14, 15, 16, 17, 18, 19, 64};
   for (const KernelTable* kernels : usable_levels()) {
-    for (const DType dtype : kQuantized) {
+    for (const DType dtype : kBlockTypes) {
       for (const int64_t k : {32, 64, 256, 288, 512, 640, 2048}) {
         if (k % dtype_info(dtype).block_size != 0) continue;
         const Activations a = random_activations(dtype, 33, k, rng);
@@ -156,7 +140,7 @@ TEST_CASE("quantized matmul: a range of rows gives the bits of the whole and wri
   Rng rng(8);
   constexpr int64_t kRows = 45, kK = 512;
   for (const KernelTable* kernels : usable_levels()) {
-    for (const DType dtype : kQuantized) {
+    for (const DType dtype : kBlockTypes) {
       const std::vector<uint8_t> w = random_weights(dtype, kRows, kK, rng);
       for (const int64_t n : {1, 2, 3, 6}) {
         const Activations a = random_activations(dtype, n, kK, rng);
@@ -183,7 +167,7 @@ TEST_CASE("quantized matmul: many tokens together give the bits of each alone") 
   Rng rng(9);
   constexpr int64_t kRows = 21, kK = 256, kTokens = 1031;  // more than one tile of tokens
   for (const KernelTable* kernels : usable_levels()) {
-    for (const DType dtype : kQuantized) {
+    for (const DType dtype : kBlockTypes) {
       const std::vector<uint8_t> w = random_weights(dtype, kRows, kK, rng);
       const Activations a = random_activations(dtype, kTokens, kK, rng);
       const std::vector<float> together = multiply(*kernels, dtype, w, kRows, 0, kRows, a.rows(kTokens, kK));
@@ -204,7 +188,7 @@ TEST_CASE("quantized matmul: many tokens together give the bits of each alone") 
 TEST_CASE("quantized matmul: no token or no element gives nothing or zeros") {
   Rng rng(10);
   for (const KernelTable* kernels : usable_levels()) {
-    for (const DType dtype : kQuantized) {
+    for (const DType dtype : kBlockTypes) {
       const std::vector<uint8_t> w = random_weights(dtype, 9, 256, rng);
       CHECK(
           multiply(*kernels, dtype, w, 9, 0, 9, ActRows{0, 256, nullptr, nullptr, nullptr, nullptr}).empty());
@@ -218,7 +202,7 @@ TEST_CASE("quantized matmul: no token or no element gives nothing or zeros") {
 TEST_CASE("quantized matmul: the scalar level computes the dequantized dot product") {
   Rng rng(11);
   constexpr int64_t kRows = 24;
-  for (const DType dtype : kQuantized) {
+  for (const DType dtype : kBlockTypes) {
     for (const int64_t k : {256, 1024}) {
       const int64_t n = 4, block = dtype_info(dtype).block_size;
       const std::vector<uint8_t> w = random_weights(dtype, kRows, k, rng);
@@ -348,7 +332,7 @@ TEST_CASE("activation quantizers: ties go to the even code") {
 
 TEST_CASE("quantized matmul: infinity and NaN in the activations reach the output") {
   Rng rng(13);
-  for (const DType dtype : kQuantized) {
+  for (const DType dtype : kBlockTypes) {
     Activations a = random_activations(dtype, 1, 256, rng);
     a.x[100] = std::numeric_limits<float>::quiet_NaN();
     quantize_with(scalar_level(), is_k_quant(dtype), 1, 256, a);

@@ -8,18 +8,10 @@
 #include <random>
 #include <vector>
 
-#include "backend/cpu/kernel_select.h"
+#include "backend/cpu/levels.h"
 
 namespace gemmule {
 namespace {
-
-std::vector<const KernelTable*> supported_tables() {
-  std::vector<const KernelTable*> tables;
-  for (const gemmule::KernelLevel& level : gemmule::kernel_levels(gemmule::detect_cpu_features())) {
-    if (level.supported) tables.push_back(level.table);
-  }
-  return tables;
-}
 
 std::vector<float> random_floats(size_t n, uint32_t seed) {
   std::mt19937 rng(seed);
@@ -55,7 +47,7 @@ std::vector<int64_t> lengths() {
 
 TEST_CASE("rms_norm follows the contract bit for bit in every level") {
   const float eps = 1e-6f;
-  for (const KernelTable* table : supported_tables()) {
+  for (const KernelTable* table : testing::usable_levels()) {
     CAPTURE(table->name);
     for (const int64_t n : lengths()) {
       for (int64_t shift = 0; shift<8; shift += n> 67 ? 3 : 1) {
@@ -95,7 +87,7 @@ TEST_CASE("rms_norm follows the contract bit for bit in every level") {
 }
 
 TEST_CASE("rms_norm is close to double precision and writes nothing for an empty row") {
-  for (const KernelTable* table : supported_tables()) {
+  for (const KernelTable* table : testing::usable_levels()) {
     const std::vector<float> x = random_floats(5376, 5), w = random_floats(5376, 6);
     std::vector<float> y(x.size());
     table->rms_norm(y.data(), x.data(), w.data(), 5376, 1e-6f);
@@ -119,7 +111,7 @@ TEST_CASE("layer_norm follows the contract bit for bit in every level") {
   const auto tree = [](const float* l) {
     return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
   };
-  for (const KernelTable* table : supported_tables()) {
+  for (const KernelTable* table : testing::usable_levels()) {
     CAPTURE(table->name);
     for (const int64_t n : lengths()) {
       CAPTURE(n);
@@ -152,7 +144,7 @@ TEST_CASE("layer_norm follows the contract bit for bit in every level") {
 }
 
 TEST_CASE("layer_norm is close to double precision, also where the mean is far larger than the spread") {
-  for (const KernelTable* table : supported_tables()) {
+  for (const KernelTable* table : testing::usable_levels()) {
     const std::vector<float> w = random_floats(6912, 6), b = random_floats(6912, 7);
     for (const double offset : {0.0, 0.7, 100.0}) {
       std::vector<float> x = random_floats(6912, 5), y(x.size());
@@ -172,7 +164,7 @@ TEST_CASE("layer_norm is close to double precision, also where the mean is far l
 }
 
 TEST_CASE("rope turns the pairs it is asked to, with the bits of the contract, in every level") {
-  for (const KernelTable* table : supported_tables()) {
+  for (const KernelTable* table : testing::usable_levels()) {
     CAPTURE(table->name);
     for (int64_t half = 1; half <= 67; ++half) {
       for (const int64_t n_rot : {int64_t{0}, half / 4, half / 2, half - 1, half}) {

@@ -7,8 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "backend/cpu/cpu_features.h"
-#include "backend/cpu/kernel_select.h"
+#include "backend/cpu/levels.h"
 #include "core/error.h"
 #include "quant/codec.h"
 #include "quant/packed.h"
@@ -59,18 +58,12 @@ struct Released {
   }
 };
 
-std::vector<std::string> usable_levels() {
-  std::vector<std::string> names;
-  for (const KernelLevel& level : kernel_levels(detect_cpu_features()))
-    if (level.supported) names.emplace_back(level.table->name);
-  return names;
-}
-
 }  // namespace
 
 TEST_CASE("products keep their bits while the matrix they read is packed, step by step or at once") {
   const Matrix q4(DType::Q4_K, 200, 512, 1), q8(DType::Q8_0, 8 * 64, 512, 2), odd(DType::Q8_0, 9, 512, 3);
-  for (const std::string& isa : usable_levels()) {
+  for (const KernelTable* level : testing::usable_levels()) {
+    const std::string isa = level->name;
     for (const int64_t n : {int64_t{1}, int64_t{3}, int64_t{100}}) {
       CAPTURE(isa);
       CAPTURE(n);
@@ -150,7 +143,8 @@ TEST_CASE("a tensor in panels is multiplied and looked up without anybody's perm
   Tensor packed = m.tensor;
   packed.data = bytes.data();
   packed.layout = Layout::R8P64;
-  for (const std::string& isa : usable_levels()) {
+  for (const KernelTable* level : testing::usable_levels()) {
+    const std::string isa = level->name;
     CAPTURE(isa);
     const auto be = open_cpu(isa, 2);
     be->place(packed);
@@ -171,7 +165,8 @@ TEST_CASE("parts of a matrix keep their bits: those of whole panels are packed w
   constexpr int64_t kExperts = 3, kCols = 512, kTokens = 20;
   for (const int64_t half : {int64_t{64}, int64_t{96}}) {  // rows of gate and up of an expert: panels, or not
     const Matrix m(DType::Q8_0, kExperts * 2 * half, kCols, 11);
-    for (const std::string& isa : usable_levels()) {
+    for (const KernelTable* level : testing::usable_levels()) {
+      const std::string isa = level->name;
       CAPTURE(isa);
       CAPTURE(half);
       const auto plain = open_cpu(isa, 2), packing = open_cpu(isa, 2);
