@@ -48,14 +48,14 @@ template <class F, bool kOne>
       F::kSize == 32 ? 8 * F::kBytes * tile.n_blocks : 8 * F::kBytes - (F::kFactorsFirst ? 16 : 0);
   const uint8_t* const start = panel.at + step * step_bytes;
   const uint8_t* const group = start + (F::kFactorsFirst ? 16 * panel.n_groups : 0) + g * group_bytes;
-  const Ahead ahead{group + ahead_bytes, group_bytes / 2};
+  const uint8_t* const ahead = group + ahead_bytes;
   if constexpr (F::kSize == 256)
     group_256<F, kOne>(group, start + 16 * g, tile, acc, ahead);
   else if constexpr (!F::kEightBits)
     group_32<F, kOne>(group, tile, acc, ahead);
   else if constexpr (kOne)
-    group_q8_0_one(group, x.q + token * x.k + 256 * step, x.d + token * (x.k / 32) + 8 * step, tile.n_blocks,
-                   acc, ahead);
+    group_q8_0_one(group, x.q + token * x.k + 256 * step, x.d + token * (x.k / 32) + 8 * step,
+                   x.sums + token * (x.k / 32) + 8 * step, tile.n_blocks, acc, ahead_bytes);
   else
     group_q8_0(group, tile, acc, ahead);
 }

@@ -20,7 +20,7 @@ namespace {
 namespace packed_vnni {
 
 constexpr int kDirect = 2 * kTile - 1;  // up to here codes are not widened
-constexpr int64_t kChunk = 126;         // tokens that share one widening
+constexpr int64_t kChunk = 252;         // tokens that share one widening
 constexpr int64_t kPanel = 64;          // rows
 constexpr int kPanels = 4;              // walked side by side
 constexpr int kStreams = 2;             // of them, when the weights are read once
@@ -53,10 +53,14 @@ struct StepView {
   return rows;
 }
 
+// Part `part` of `parts` of the cache lines of Bytes: little at a time, because a burst of prefetches fills
+// the line buffers and then holds up everything behind it.
 template <int Bytes>
-[[gnu::always_inline]] inline void prefetch(const uint8_t* at) noexcept {
+[[gnu::always_inline]] inline void prefetch(const uint8_t* at, int part, int parts) noexcept {
+  constexpr int kLines = (Bytes + 63) / 64;
 #pragma GCC unroll 16
-  for (int i = 0; i < Bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(at + i), _MM_HINT_T0);
+  for (int i = kLines * part / parts; i < kLines * (part + 1) / parts; ++i)
+    _mm_prefetch(reinterpret_cast<const char*>(at + 64 * i), _MM_HINT_T0);
 }
 
 // T tokens, codes as they are packed. `ahead`: where to prefetch, or null.
@@ -64,19 +68,23 @@ template <class F, int T>
 void direct_tile(const TileRows& p, const StepScales (&scales)[2], int n_blocks, const TokenStep* x,
                  float* acc, const uint8_t* ahead) noexcept {
   constexpr int kBytes = 8 * kTileGroups * F::Base::kBytes * 4 * F::kUnit / F::Base::kSize;
+  const auto prefetching = [](auto& visit, const uint8_t* at) noexcept __attribute__((always_inline)) {
+    return [&visit, at ]<int Order>(Int<Order> order, int place, const Codes& w) noexcept
+        __attribute__((always_inline)) {
+      prefetch<kBytes>(at, Order, F::kUnit);
+      visit(order, place, w);
+    };
+  };
   if constexpr (F::Base::kSize == 32) {
     tile_32<F, T>(
         [&](int block, auto&& visit) noexcept __attribute__((always_inline)) {
-          prefetch<kBytes>(ahead + kBytes * block);
-          F::codes(p, block, n_blocks, visit);
+          F::codes(p, block, n_blocks, prefetching(visit, ahead + kBytes * block));
         },
         scales, n_blocks, x, acc);
   } else {
     tile_256<F, T>(
-        [&](int unit, auto&& visit) noexcept __attribute__((always_inline)) {
-          prefetch<kBytes>(ahead + kBytes * unit);
-          F::codes(p, unit, visit);
-        },
+        [&](int unit, auto&& visit) noexcept
+        __attribute__((always_inline)) { F::codes(p, unit, prefetching(visit, ahead + kBytes * unit)); },
         scales, x, acc);
   }
 }
@@ -103,9 +111,9 @@ void widen(const TileRows& p, int n_blocks, uint8_t (*out)[2][kRegisterBytes],
   constexpr int kBytes = 8 * kTileGroups * F::Base::kBytes * 4 * F::kUnit / F::Base::kSize;
   const int n_units = F::Base::kSize == 32 ? n_blocks : 64 / F::kUnit;
   for (int unit = 0; unit < n_units; ++unit, out += F::kUnit) {
-    prefetch<kBytes>(ahead + kBytes * unit);
     const auto keep = [&]<int Order>(Int<Order>, int place, const Codes& w) noexcept
         __attribute__((always_inline)) {
+      prefetch<kBytes>(ahead + kBytes * unit, Order, F::kUnit);
       store(out[place][0], w.v[0]);
       store(out[place][1], w.v[1]);
     };
@@ -174,9 +182,8 @@ void panels_matmul(const uint8_t* w, int64_t n_rows, int64_t begin, int64_t end,
     panels[n_panels] = {w + panel * row_bytes, static_cast<int>(panel_rows / 8),
                         static_cast<int>((row - panel) / 8), static_cast<int>(last / 8), 8};
     row = panel + last;
-    for (auto& quad : scratch.acc[n_panels])
-      __builtin_memset(quad, 0, static_cast<size_t>(n) * sizeof quad[0]);
   }
+  if (x.k == 0) __builtin_memset(scratch.acc, 0, sizeof scratch.acc);
   for (int64_t step = 0; 256 * step < x.k; ++step) {
     prepare<F>(x, token, n, step, scratch.tokens);
     const int64_t blocks_left = x.k / 32 - 8 * step;
@@ -189,7 +196,10 @@ void panels_matmul(const uint8_t* w, int64_t n_rows, int64_t begin, int64_t end,
         s.begin += kTileGroups * tile;
         if (s.begin >= s.end) continue;
         if (s.end > s.begin + kTileGroups) s.end = s.begin + kTileGroups;
-        panel_step<F>(s, n, scratch, scratch.acc[i] + tile);
+        auto* const acc = scratch.acc[i] + tile;
+        if (step == 0)  // here, where it stays in L1
+          __builtin_memset(acc, 0, static_cast<size_t>(n) * sizeof(*acc)[0]);
+        panel_step<F>(s, n, scratch, acc);
       }
     }
     for (int i = 0; i < n_panels; ++i)

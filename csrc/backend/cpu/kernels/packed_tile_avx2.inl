@@ -45,45 +45,27 @@ template <class F>
   }
 }
 
-// What a group prefetches meanwhile: as many bytes as it has itself, half of them at each of two places. Two
-// places in different pages keep two of the hardware's streams going.
-struct Ahead {
-  const uint8_t* at;
-  int64_t second;  // from the first place to the second
-};
-
-// One of 8 about equal parts of the cache lines, the rest of them with prefetch_rest. Spread over the work,
-// because a burst of prefetches fills the line buffers and then holds up everything behind it.
+// Eighth `part` of the prefetching of `bytes` bytes from `ahead` on, which accompanies the work on as many
+// others. Never more than a few lines at once: a burst of prefetches fills the line buffers and then holds up
+// everything behind it.
 template <int Bytes>
-constexpr int prefetch_lines() {
-  return (Bytes / 2 + 63) / 64;
-}
-[[gnu::always_inline]] inline void prefetch_line(const Ahead& ahead, int line) noexcept {
-  _mm_prefetch(reinterpret_cast<const char*>(ahead.at + 64 * line), _MM_HINT_T0);
-  _mm_prefetch(reinterpret_cast<const char*>(ahead.at + ahead.second + 64 * line), _MM_HINT_T0);
-}
-template <int Bytes>
-[[gnu::always_inline]] inline void prefetch_rest(const Ahead& ahead) noexcept {
+[[gnu::always_inline]] inline void prefetch_eighth(const uint8_t* ahead, int part) noexcept {
+  constexpr int kEach = Bytes / 512;
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i)
-    if (i < prefetch_lines<Bytes>() % 8) prefetch_line(ahead, prefetch_lines<Bytes>() / 8 * 8 + i);
-}
-template <int Bytes>
-[[gnu::always_inline]] inline void prefetch_eighth(const Ahead& ahead, int part) noexcept {
-  constexpr int kEach = prefetch_lines<Bytes>() / 8;
-#pragma GCC unroll 8
-  for (int i = 0; i < kEach; ++i) prefetch_line(ahead, part * kEach + i);
+  for (int i = 0; i < kEach; ++i)
+    _mm_prefetch(reinterpret_cast<const char*>(ahead + 64 * (kEach * part + i)), _MM_HINT_T0);
+  if (Bytes % 512 > 0)
+    _mm_prefetch(reinterpret_cast<const char*>(ahead + 64 * (8 * kEach + part)), _MM_HINT_T0);
 }
 
 // A K-quant: acc [n][8 rows] goes on by one block of 256.
 template <class F, bool kOne>
 [[gnu::always_inline]] inline void group_256(const uint8_t* group, const uint8_t* factors, Tile& tile,
-                                             float* acc, const Ahead& ahead) noexcept {
+                                             float* acc, const uint8_t* ahead) noexcept {
   constexpr int kRecord = 32 * record_vectors<F>(), kTail = 32 * tail_vectors<F>();
   const int64_t n = kOne ? 1 : tile.n;
   const uint8_t* codes = F::scales(group, tile.scales);
   const uint8_t* record = tile.records;
-  prefetch_rest<8 * F::kBytes>(ahead);
   __m256i total = _mm256_setzero_si256();
   for (int j = 0; j < 8; ++j) {
     __m256i w[8], scale[2];
@@ -150,13 +132,12 @@ template <class F, bool kOne>
 // A type with blocks of 32: acc goes on by the blocks of one step.
 template <class F, bool kOne>
 [[gnu::always_inline]] inline void group_32(const uint8_t* group, Tile& tile, float* acc,
-                                            const Ahead& ahead) noexcept {
+                                            const uint8_t* ahead) noexcept {
   constexpr int kRecord = 32 * record_vectors<F>();
   const int n = kOne ? 1 : tile.n, n_blocks = tile.n_blocks;
   const uint8_t* codes = group + (F::kMins ? 32 : 16) * n_blocks;
   const uint8_t* record = tile.records;
   const __m256i ones = _mm256_set1_epi16(1);
-  prefetch_rest<64 * F::kBytes>(ahead);
   __m256 one_sum = _mm256_load_ps(acc);
   for (int b = 0; b < n_blocks; ++b) {
     __m256i w[8];
@@ -199,12 +180,11 @@ template <class F, bool kOne>
 
 // Q8_0 for several tokens: weights and activations as 16-bit numbers, even and odd elements apart.
 [[gnu::always_inline]] inline void group_q8_0(const uint8_t* group, Tile& tile, float* acc,
-                                              const Ahead& ahead) noexcept {
+                                              const uint8_t* ahead) noexcept {
   constexpr int kRecord = 32 * record_vectors<Q8_0>();
   const int n = tile.n, n_blocks = tile.n_blocks;
   const uint8_t* codes = group + 16 * n_blocks;
   const uint8_t* records = tile.records;
-  prefetch_rest<64 * Q8_0::kBytes>(ahead);
   for (int b = 0; b < n_blocks; ++b) {
     const __m256 d = load_halves(group + 16 * b);
     prefetch_eighth<64 * Q8_0::kBytes>(ahead, b);
@@ -251,28 +231,48 @@ template <class F, bool kOne>
   }
 }
 
-// Q8_0 for one token: |w| * (a with the sign of w). |w| may be 128; a pair of products fits 16 bits.
+// 32 elements of 8 rows of Q8_0 with one token, whose activations add up to sum_q. The cache line `ahead` of
+// each line in use is prefetched with it: Q8_0 has little to compute between its lines, and even a burst of
+// four prefetches costs a tenth of the bandwidth.
+[[gnu::always_inline]] inline __m256i dot_q8_0(const uint8_t* codes, const int8_t* q,
+                                               [[maybe_unused]] int sum_q, int64_t ahead) noexcept {
+  __m256i total[2];
+#if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
+  total[0] = _mm256_set1_epi32(-128 * sum_q);  // vpdpbusd takes w + 128
+  total[1] = _mm256_setzero_si256();
+#else
+  static_assert(128 * 2 * 127 <= 32767, "|w| * (a with the sign of w): a pair of products fits 16 bits");
+  total[0] = total[1] = _mm256_setzero_si256();
+#endif
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) {
+    if (g % 2 == 0) _mm_prefetch(reinterpret_cast<const char*>(codes + 32 * g + ahead), _MM_HINT_T0);
+    const __m256i w = load_u(codes + 32 * g), a = broadcast_dword(q + 4 * g);
+#if defined(__AVX512VNNI__)
+    total[g % 2] = _mm256_dpbusd_epi32(total[g % 2], _mm256_xor_si256(w, _mm256_set1_epi8(-128)), a);
+#elif defined(__AVXVNNI__)
+    total[g % 2] = _mm256_dpbusd_avx_epi32(total[g % 2], _mm256_xor_si256(w, _mm256_set1_epi8(-128)), a);
+#else
+    const __m256i products = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+    total[g % 2] = _mm256_add_epi32(total[g % 2], _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+    pin(total[g % 2]);
+#endif
+  }
+  return _mm256_add_epi32(total[0], total[1]);
+}
+
+// A group of Q8_0 for one token, whose blocks begin at q, d and sums.
 [[gnu::always_inline]] inline void group_q8_0_one(const uint8_t* group, const int8_t* q, const float* d,
-                                                  int n_blocks, float* acc, const Ahead& ahead) noexcept {
-  static_assert(128 * 2 * 127 <= 32767);
-  const __m256i ones = _mm256_set1_epi16(1);
+                                                  const int16_t* sums, int n_blocks, float* acc,
+                                                  int64_t ahead) noexcept {
   const uint8_t* codes = group + 16 * n_blocks;
   __m256 sum = _mm256_load_ps(acc);
-  prefetch_rest<64 * Q8_0::kBytes>(ahead);
+  for (int i = 0; i < 128; i += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(group + ahead + i), _MM_HINT_T0);
   for (int b = 0; b < n_blocks; ++b) {
-    prefetch_eighth<64 * Q8_0::kBytes>(ahead, b);
-    __m256i total[2];
-#pragma GCC unroll 8
-    for (int g = 0; g < 8; ++g) {
-      const __m256i w = load_u(codes + 32 * g);
-      const __m256i products =
-          _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(broadcast_dword(q + 4 * g), w));
-      const __m256i wide = _mm256_madd_epi16(products, ones);
-      total[g % 2] = g < 2 ? wide : _mm256_add_epi32(total[g % 2], wide);
-      pin(total[g % 2]);
-    }
+    const __m256i dot = dot_q8_0(codes, q, sums[b], ahead);
     const __m256 scale = _mm256_mul_ps(load_halves(group + 16 * b), _mm256_broadcast_ss(d + b));
-    sum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(_mm256_add_epi32(total[0], total[1])), sum);
+    sum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), sum);
     codes += Q8_0::kCodeBytes;
     q += 32;
   }
