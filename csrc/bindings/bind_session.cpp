@@ -40,8 +40,8 @@ std::vector<int32_t> ids_of(const Tokens& tokens, const char* name) {
 
 // A session and the lock that makes its calls queue.
 struct LockedSession {
-  LockedSession(std::shared_ptr<LoadedModel> model, int64_t n_ctx, DType kv_type)
-      : session(std::move(model), n_ctx, kv_type) {}
+  LockedSession(std::shared_ptr<LoadedModel> model, int64_t n_ctx, KvTypes kv_types)
+      : session(std::move(model), n_ctx, kv_types) {}
   Session session;
   OwnedMutex mutex;
   std::atomic<int64_t> n_tokens{0};  // of `session`, readable while it runs
@@ -385,7 +385,7 @@ void bind_session(py::module_& m) {
   const py::object model = m.attr("Model");
   model.attr("session") = py::cpp_function(
       [](std::shared_ptr<LoadedModel> self, int64_t n_ctx, const std::string& kv_type) {
-        return std::make_unique<LockedSession>(std::move(self), n_ctx, kv_dtype(kv_type));
+        return std::make_unique<LockedSession>(std::move(self), n_ctx, parse_kv_types(kv_type));
       },
       py::name("session"), py::is_method(model), py::kw_only(), py::arg("n_ctx"), py::arg("kv_type") = "f16");
 
@@ -399,6 +399,8 @@ void bind_session(py::module_& m) {
   const py::arg_v media = py::arg("media").noconvert() = Media();
   session.def_property_readonly("n_ctx", [](const LockedSession& s) { return s.session.n_ctx(); })
       .def_property_readonly("kv_bytes", [](const LockedSession& s) { return s.session.kv_bytes(); })
+      .def_property_readonly("kv_used_bytes",
+                             [](const LockedSession& s) { return s.session.kv_used_bytes(); })
       .def_property_readonly("n_tokens", [](const LockedSession& s) { return s.n_tokens.load(); })
       .def_property_readonly("tokens", &session_tokens)
       .def("append", &append, py::arg("tokens").noconvert(), py::kw_only(), media, py::arg("stop") = nullptr,

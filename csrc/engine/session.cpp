@@ -10,11 +10,11 @@ namespace gemmule {
 namespace {
 
 // The largest multiple of 256 positions whose cache fits into `room` bytes.
-int64_t largest_context(const Config& config, DType kv_type, int64_t max_rows, int64_t room) {
+int64_t largest_context(const Config& config, KvTypes kv_types, int64_t max_rows, int64_t room) {
   int64_t low = 0, high = kMaxContext / 256;
   while (low < high) {
     const int64_t middle = (low + high + 1) / 2;
-    if (KvCache::plan_bytes(config, middle * 256, kv_type, max_rows) <= room)
+    if (KvCache::plan_bytes(config, middle * 256, kv_types, max_rows) <= room)
       low = middle;
     else
       high = middle - 1;
@@ -22,23 +22,23 @@ int64_t largest_context(const Config& config, DType kv_type, int64_t max_rows, i
   return low * 256;
 }
 
-int64_t checked_context(const LoadedModel& model, int64_t n_ctx, DType kv_type) {
+int64_t checked_context(const LoadedModel& model, int64_t n_ctx, KvTypes kv_types) {
   if (n_ctx < 1 || n_ctx > kMaxContext)
     throw std::invalid_argument(cat("n_ctx is ", n_ctx, "; choose 1 to ", kMaxContext));
-  const int64_t need = KvCache::plan_bytes(model.config(), n_ctx, kv_type, model.n_ubatch());
+  const int64_t need = KvCache::plan_bytes(model.config(), n_ctx, kv_types, model.n_ubatch());
   const int64_t have = available_memory();
   if (have > 0 && need > have)
     throw NotEnoughMemoryError(cat(
         "a context of ", n_ctx, " needs ", need >> 20, " MiB for keys and values and ", have >> 20,
-        " MiB are free; n_ctx=", largest_context(model.config(), kv_type, model.n_ubatch(), have), " fits"));
+        " MiB are free; n_ctx=", largest_context(model.config(), kv_types, model.n_ubatch(), have), " fits"));
   return n_ctx;
 }
 
 }  // namespace
 
-Session::Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, DType kv_type)
+Session::Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, KvTypes kv_types)
     : model_(std::move(model)),
-      kv_(model_->config(), checked_context(*model_, n_ctx, kv_type), kv_type, model_->n_ubatch()) {}
+      kv_(model_->config(), checked_context(*model_, n_ctx, kv_types), kv_types, model_->n_ubatch()) {}
 
 void Session::check_room(std::span<const int32_t> tokens) const {
   const int64_t n = n_tokens() + static_cast<int64_t>(tokens.size());
@@ -197,6 +197,7 @@ void Session::rewind(int64_t n) {
   if (!media_.empty()) media_.back().n_rows = std::min(media_.back().n_rows, n - media_.back().first);
   n_stored_ = valid_before(n);
   if (n_stored_ == 0) kv_.clear();
+  kv_.give_up(n_stored_);
 }
 
 // Re-reads kept tokens whose keys and values are gone.

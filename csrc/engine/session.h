@@ -28,10 +28,11 @@ struct MediaRows {
 class Session {
  public:
   // Throws NotEnoughMemoryError with need, have and the largest context that fits.
-  Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, DType kv_type);
+  Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, KvTypes kv_types);
 
   int64_t n_ctx() const { return kv_.n_ctx(); }
-  int64_t kv_bytes() const { return kv_.size_bytes(); }
+  int64_t kv_bytes() const { return kv_.size_bytes(); }       // reserved
+  int64_t kv_used_bytes() const { return kv_.used_bytes(); }  // in memory
   const std::vector<int32_t>& tokens() const { return tokens_; }
   LoadedModel& model() { return *model_; }
 
