@@ -100,6 +100,15 @@ std::vector<KvPlane> KvCache::planes(int64_t i) const {
           {layer.v, layer.n_kv_heads, layer.ring, row_bytes}};
 }
 
+void KvCache::copy_from(const KvCache& other, int64_t n) {
+  const int64_t held = std::min(n, std::max(other.first_held(), n - sliding_ring_));
+  for (int64_t i = 0; i < n_layers(); ++i) {
+    const std::vector<KvPlane> from = other.planes(i), to = planes(i);
+    for (size_t k = 0; k < to.size(); ++k) copy_positions(from[k], to[k], is_sliding(i) ? held : 0, n);
+  }
+  filled(held, n);
+}
+
 void KvCache::filled(int64_t first, int64_t end) {
   first_held_ = first;
   written_ = end;
@@ -107,7 +116,9 @@ void KvCache::filled(int64_t first, int64_t end) {
 
 void KvCache::will_write(int64_t end) { written_ = std::max(written_, end); }
 
-int64_t KvCache::first_held() const { return std::max(first_held_, written_ - sliding_ring_); }
+int64_t KvCache::first_held_after(int64_t end) const {
+  return std::max(first_held_, std::max(written_, end) - sliding_ring_);
+}
 
 bool KvCache::can_rewind(int64_t n) const {
   return n == 0 || std::max<int64_t>(0, n - (window_ - 1)) >= first_held();
