@@ -335,7 +335,8 @@ py::list session_media(LockedSession& self) {
 }
 
 std::unique_ptr<LockedSession> fork(LockedSession& self) {
-  return self.with([](Session& s) { return std::make_unique<LockedSession>(s.fork()); });
+  CallStop call(nullptr);
+  return self.with([&](Session& s) { return std::make_unique<LockedSession>(s.fork(call.token())); });
 }
 
 void save(LockedSession& self, int fd, const py::bytes& front, const StopToken* stop) {

@@ -53,14 +53,14 @@ Session::Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, DType kv_typ
       kv_(model_->config(), checked_context(*model_, n_ctx, kv_type), kv_type, model_->n_ubatch()),
       snapshots_(checked_snapshots(snapshot_limit, kv_)) {}
 
-Session Session::fork() const {
+Session Session::fork(const StopToken* stop) const {
   Session copy(model_, n_ctx(), kv_type_, snapshots_.limit());
   copy.tokens_ = tokens_;
   copy.media_ = media_;
   copy.n_stored_ = n_stored_;
   copy.logits_ = logits_;
   copy.snapshots_ = snapshots_;
-  copy.kv_.copy_from(kv_, n_stored_);
+  copy.kv_.copy_from(kv_, n_stored_, stop);
   return copy;
 }
 
@@ -165,7 +165,7 @@ void Session::run_rows(const Piece& piece, const StopToken* stop, const Progress
     const Batch::Sequence sequence{0, n_rows, &kv_};
     const Batch batch{piece.tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(n_rows)),
                       positions_, std::span(&sequence, 1), step_media_};
-    will_write(pos, next);
+    will_write(pos, next, stop);
     model_->run(n_rows, [&](Gemma4& gemma) {
       const Rows hidden = gemma.forward(batch, stop, tap);
       if (consume)
@@ -204,16 +204,16 @@ int64_t Session::ready_before(int64_t pos) const {
 }
 
 // Makes the tokens before `pos`, or fewer, those that were read last.
-void Session::go_back(int64_t pos) {
+void Session::go_back(int64_t pos, const StopToken* stop) {
   n_stored_ = ready_before(std::min(n_stored_, pos));
   if (n_stored_ > 0)
-    snapshots_.restore(kv_, n_stored_);
+    snapshots_.restore(kv_, n_stored_, stop);
   else
     kv_.clear();
 }
 
-void Session::will_write(int64_t pos, int64_t end) {
-  snapshots_.before_write(kv_, pos, end);
+void Session::will_write(int64_t pos, int64_t end, const StopToken* stop) {
+  snapshots_.before_write(kv_, pos, end, stop);
   kv_.will_write(end);
 }
 
@@ -222,7 +222,7 @@ std::span<const float> Session::logits(const StopToken* stop) {
   if (logits_.empty()) {  // after a rewind or a cancelled call
     // The last row is enough, also where it ends a block: the keys and values of the others, which saw it,
     // stay.
-    go_back(n_tokens() - 1);
+    go_back(n_tokens() - 1, stop);
     run_rows(held_from(n_stored_), stop, {}, nullptr, {});
   }
   return logits_;
@@ -250,7 +250,7 @@ void Session::rewind(int64_t n) {
 
 // Re-reads kept tokens whose keys and values are gone.
 void Session::replay(const StopToken* stop) {
-  go_back(n_tokens());
+  go_back(n_tokens(), stop);
   if (n_stored_ == n_tokens()) return;
   run_rows(held_from(n_stored_), stop, {}, nullptr, [](Gemma4&, int64_t, Rows) {});
 }
@@ -282,7 +282,7 @@ void Session::append_together(std::span<Session* const> sessions,
   for (size_t s = 0; s < sessions.size(); ++s) {
     Session& session = *sessions[s];
     session.logits_.clear();
-    session.will_write(session.n_tokens(), session.n_tokens() + static_cast<int64_t>(pieces[s].size()));
+    session.will_write(session.n_tokens(), session.n_tokens() + static_cast<int64_t>(pieces[s].size()), stop);
   }
   model.run(static_cast<int64_t>(tokens.size()), [&](Gemma4& gemma) {
     const Rows hidden = gemma.forward({tokens, positions, sequences, {}}, stop, nullptr);

@@ -78,8 +78,8 @@ class Session {
   int64_t n_ready() const { return ready_before(std::min(n_stored_, n_tokens())); }
 
   // A second timeline with the same content: copies the positions in use; what the rings had overwritten is
-  // shared. Throws NotEnoughMemoryError.
-  Session fork() const;
+  // shared. Throws NotEnoughMemoryError, Cancelled.
+  Session fork(const StopToken* stop = nullptr) const;
 
   // Appends one piece to each of several sessions of one model in shared steps. Gives the same bits as one by
   // one.
@@ -103,8 +103,8 @@ class Session {
   void check_ids(std::span<const int32_t> tokens) const;
   void check_media(std::span<const MediaRows> media, int64_t n) const;
   int64_t ready_before(int64_t pos) const;
-  void go_back(int64_t pos);
-  void will_write(int64_t pos, int64_t end);
+  void go_back(int64_t pos, const StopToken* stop);
+  void will_write(int64_t pos, int64_t end, const StopToken* stop);
   void replay(const StopToken* stop);
   int64_t step_end(const Piece& piece, int64_t pos) const;
   void reserve_step(int64_t n_rows);

@@ -89,7 +89,24 @@ class Writer {
  public:
   Writer(int fd, const StopToken* stop) : fd_(fd), stop_(stop) {}
 
-  void raw(const void* data, size_t n_bytes) {
+  void raw(const void* data, size_t n_bytes) { write(data, n_bytes); }
+  void body(const void* data, size_t n_bytes) {
+    for (const auto* p = static_cast<const uint8_t*>(data); n_bytes > 0;) {
+      const size_t piece = std::min(n_bytes, kPiece);
+      hash_.update(p, piece);
+      write(p, piece);
+      p += piece;
+      n_bytes -= piece;
+    }
+  }
+  template <class T>
+  void body(const std::vector<T>& items) {
+    body(items.data(), items.size() * sizeof(T));
+  }
+  uint64_t digest() const { return hash_.digest(); }
+
+ private:
+  void write(const void* data, size_t n_bytes) {
     const auto* p = static_cast<const uint8_t*>(data);
     while (n_bytes > 0) {
       const ssize_t done = ::write(fd_, p, std::min(n_bytes, kPiece));
@@ -102,17 +119,6 @@ class Writer {
       n_bytes -= static_cast<size_t>(done);
     }
   }
-  void body(const void* data, size_t n_bytes) {
-    hash_.update(data, n_bytes);
-    raw(data, n_bytes);
-  }
-  template <class T>
-  void body(const std::vector<T>& items) {
-    body(items.data(), items.size() * sizeof(T));
-  }
-  uint64_t digest() const { return hash_.digest(); }
-
- private:
   int fd_;
   const StopToken* stop_;
   Xxh64 hash_;
@@ -121,7 +127,7 @@ class Writer {
 class Reader {
  public:
   Reader(const std::string& path, const StopToken* stop) : path_(path), stop_(stop) {
-    fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     struct stat status {};
     const bool is_file = fd_ >= 0 && fstat(fd_, &status) == 0 && S_ISREG(status.st_mode);
     if (!is_file) {
@@ -144,6 +150,7 @@ class Reader {
   }
   void raw(void* data, int64_t n_bytes) {
     expect(n_bytes);
+    left_ -= n_bytes;
     auto* p = static_cast<uint8_t*>(data);
     for (int64_t n = n_bytes; n > 0;) {
       const ssize_t done = ::read(fd_, p, std::min(static_cast<size_t>(n), kPiece));
@@ -153,11 +160,15 @@ class Reader {
       p += done;
       n -= done;
     }
-    left_ -= n_bytes;
   }
   void body(void* data, int64_t n_bytes) {
-    raw(data, n_bytes);
-    hash_.update(data, static_cast<size_t>(n_bytes));
+    expect(n_bytes);
+    auto* p = static_cast<uint8_t*>(data);
+    for (int64_t n; n_bytes > 0; p += n, n_bytes -= n) {
+      n = std::min(n_bytes, static_cast<int64_t>(kPiece));
+      raw(p, n);
+      hash_.update(p, static_cast<size_t>(n));
+    }
   }
   template <class T>
   std::vector<T> items(int64_t n) {
@@ -275,7 +286,12 @@ void SessionFile::save(const Session& session, int fd, std::string_view front, c
   }
   for (const KvSnapshots::Mark& mark : snapshots.marks())
     marks.push_back({mark.pos, static_cast<int64_t>(mark.kind)});
-  for (const auto& [number, chunk] : snapshots.chunks()) chunks.push_back({chunk.begin, chunk.end});
+  std::vector<const Arena*> copies;
+  for (const auto& [number, chunk] : snapshots.chunks()) {
+    if (!snapshots.needed(number, kv.window())) continue;
+    chunks.push_back({chunk.begin, chunk.end});
+    copies.push_back(chunk.memory.get());
+  }
 
   Head head{};
   std::memcpy(head.magic, kMagic, sizeof kMagic);
@@ -315,8 +331,7 @@ void SessionFile::save(const Session& session, int fd, std::string_view front, c
     for (const KvPlane& plane : kv.planes(i))
       each_run(plane, kv.is_sliding(i) ? head.first_held : 0, head.n_stored,
                [&](uint8_t* data, int64_t n_bytes) { out.body(data, static_cast<size_t>(n_bytes)); });
-  for (const auto& [number, chunk] : snapshots.chunks())
-    out.body(chunk.memory->data(), static_cast<size_t>(chunk.memory->size()));
+  for (const Arena* memory : copies) out.body(memory->data(), static_cast<size_t>(memory->size()));
   const uint64_t digest = out.digest();
   out.raw(&digest, sizeof digest);
 }

@@ -100,11 +100,16 @@ std::vector<KvPlane> KvCache::planes(int64_t i) const {
           {layer.v, layer.n_kv_heads, layer.ring, row_bytes}};
 }
 
-void KvCache::copy_from(const KvCache& other, int64_t n) {
+void KvCache::copy_from(const KvCache& other, int64_t n, const StopToken* stop) {
+  constexpr int64_t kPiece = 4096;  // positions between two looks at the stop token
   const int64_t held = std::min(n, std::max(other.first_held(), n - sliding_ring_));
   for (int64_t i = 0; i < n_layers(); ++i) {
     const std::vector<KvPlane> from = other.planes(i), to = planes(i);
-    for (size_t k = 0; k < to.size(); ++k) copy_positions(from[k], to[k], is_sliding(i) ? held : 0, n);
+    for (size_t k = 0; k < to.size(); ++k)
+      for (int64_t p = is_sliding(i) ? held : 0; p < n; p += kPiece) {
+        if (stop != nullptr) stop->check();
+        copy_positions(from[k], to[k], p, std::min(n, p + kPiece));
+      }
   }
   filled(held, n);
 }

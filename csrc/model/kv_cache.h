@@ -9,6 +9,7 @@
 
 #include "backend/backend.h"
 #include "core/arena.h"
+#include "core/stop_token.h"
 #include "model/config.h"
 
 namespace gemmule {
@@ -57,7 +58,7 @@ class KvCache {
   int64_t first_held_after(int64_t end) const;  // once positions up to `end` are stored
   int64_t written() const { return written_; }
   // Takes the first n positions, or what of them `other` still holds, of a cache of the same layers.
-  void copy_from(const KvCache& other, int64_t n);
+  void copy_from(const KvCache& other, int64_t n, const StopToken* stop);
   // To be told that the rings were filled from a copy and now hold [first, end).
   void filled(int64_t first, int64_t end);
 

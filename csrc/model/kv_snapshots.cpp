@@ -86,7 +86,7 @@ bool KvSnapshots::make_room(int64_t chunk, const KvCache& kv) {
   return size_bytes() <= room && needed(chunk, kv.window());
 }
 
-void KvSnapshots::before_write(const KvCache& kv, int64_t pos, int64_t end) {
+void KvSnapshots::before_write(const KvCache& kv, int64_t pos, int64_t end, const StopToken* stop) {
   const int64_t held = kv.first_held(), lost = std::min(kv.first_held_after(end), pos);
   if (marks_.empty() || lost <= held) return;
   for (int64_t chunk = held / kChunk; chunk * kChunk < lost; ++chunk) {
@@ -94,6 +94,7 @@ void KvSnapshots::before_write(const KvCache& kv, int64_t pos, int64_t end) {
     const auto known = chunks_.find(chunk);
     if (known != chunks_.end() && known->second.begin <= first && last <= known->second.end) continue;
     if (!needed(chunk, kv.window())) continue;
+    if (stop != nullptr) stop->check();
     if (known != chunks_.end() || make_room(chunk, kv)) save(kv, chunk, first, last);
   }
 }
@@ -147,7 +148,7 @@ int64_t KvSnapshots::nearest(const KvCache& kv, int64_t n) const {
   return 0;
 }
 
-void KvSnapshots::restore(KvCache& kv, int64_t n) {
+void KvSnapshots::restore(KvCache& kv, int64_t n, const StopToken* stop) {
   for (Mark& mark : marks_)
     if (mark.pos - kMargin <= n && n <= mark.pos) mark.used = ++clock_;
   if (kv.can_rewind(n)) return;
@@ -155,6 +156,7 @@ void KvSnapshots::restore(KvCache& kv, int64_t n) {
   for (const auto& [number, chunk] : chunks_) {
     const int64_t from = std::max(first, chunk.begin), to = std::min(end, chunk.end);
     if (from >= to) continue;
+    if (stop != nullptr) stop->check();
     each_plane(kv, chunk.memory->data(),
                [&](const KvPlane& ring, const KvPlane& copy) { copy_positions(copy, ring, from, to); });
   }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/arena.h"
+#include "core/stop_token.h"
 #include "model/kv_cache.h"
 
 namespace gemmule {
@@ -43,22 +44,22 @@ class KvSnapshots {
   void mark(int64_t pos, Kind kind = Kind::Turn);
   // Before positions [pos, end) are written behind `pos` valid ones: copies what marks need of what is lost.
   // What goes beyond the limit drops the mark that was used longest ago, the latest one last.
-  void before_write(const KvCache& kv, int64_t pos, int64_t end);
+  void before_write(const KvCache& kv, int64_t pos, int64_t end, const StopToken* stop);
   // The last position up to n whose whole window is in the rings, which hold the timeline up to n, or in
   // copies.
   int64_t nearest(const KvCache& kv, int64_t n) const;
-  // Brings the window before n, which `nearest` has found, into the rings.
-  void restore(KvCache& kv, int64_t n);
+  // Brings the window before n, which `nearest` has found, into the rings. Cancelled, it can be asked again.
+  void restore(KvCache& kv, int64_t n, const StopToken* stop);
   // The timeline goes on differently from position n on.
   void forget_from(int64_t n);
 
   // For saving and loading.
+  bool needed(int64_t chunk, int64_t window) const;  // by a mark
   const std::map<int64_t, Chunk>& chunks() const { return chunks_; }
   const std::vector<Mark>& marks() const { return marks_; }
   void put(Chunk chunk) { chunks_[chunk.begin / kChunk] = std::move(chunk); }
 
  private:
-  bool needed(int64_t chunk, int64_t window) const;
   bool make_room(int64_t chunk, const KvCache& kv);
   void save(const KvCache& kv, int64_t chunk, int64_t begin, int64_t end);
   int64_t piece_begin(const KvCache& kv, int64_t p) const;
