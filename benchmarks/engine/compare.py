@@ -67,9 +67,10 @@ class Job:
     repeats: int
     library: str = ""
     isa: str = ""
+    kv_type: str = "f16"
 
 
-class _Gemmule:
+class Gemmule:
     """Our engine through the extension, as its Python classes use it."""
 
     def __init__(self, job: Job, n_ctx: int) -> None:
@@ -82,7 +83,7 @@ class _Gemmule:
         )
         core = model._core
         assert core is not None
-        self._session = core.session(n_ctx=n_ctx, kv_type="f16")
+        self._session = core.session(n_ctx=n_ctx, kv_type=job.kv_type)
         self._greedy = _core.Sampler(temperature=0.0)
         self.n_vocab = core.n_vocab
         self.note = core.isa
@@ -98,15 +99,21 @@ class _Gemmule:
         return self._session.logits()
 
 
-class _Peer:
+class Peer:
+    """llama.cpp or ik_llama.cpp, with the calls of Gemmule."""
+
     def __init__(self, job: Job, n_ctx: int) -> None:
         from llamacpp import LlamaCpp
 
         repack = {"llama.cpp-rows": False, "ik-rtr": True}.get(job.way)
-        n_batch = max(job.n_prompt, N_FIRST)
-        library = job.library or None
         self._engine = LlamaCpp(
-            job.path, n_ctx=n_ctx, n_threads=job.threads, n_batch=n_batch, library=library, repack=repack
+            job.path,
+            n_ctx=n_ctx,
+            n_threads=job.threads,
+            n_batch=max(job.n_prompt, N_FIRST),
+            kv_type=job.kv_type,
+            library=job.library or None,
+            repack=repack,
         )
         self.n_vocab = self._engine.n_vocab
         flags = self._engine.system_info.split("|")
@@ -126,7 +133,7 @@ def measure(job: Job) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rng = np.random.default_rng(7)
     start = time.perf_counter()
-    engine = _Gemmule(job, n_ctx) if job.way in OURS else _Peer(job, n_ctx)
+    engine = Gemmule(job, n_ctx) if job.way in OURS else Peer(job, n_ctx)
     load_s = time.perf_counter() - start
     ids = rng.integers(8, engine.n_vocab, n_ids).astype(np.int32)
     ids[0] = 2

@@ -94,7 +94,7 @@ def _open(library: str | Path | None) -> ctypes.CDLL:
 
 
 class LlamaCpp:
-    """One model and context; kv_type "f16" or "f32"; repack None leaves the library's default."""
+    """One model and context; kv_type "f16", "q8_0" or "f32"; repack None leaves the library's default."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class LlamaCpp:
         flags = {offset: int(model_raw[offset]) for offset in layout.model_defaults}
         if found != layout.ctx_defaults or flags != layout.model_defaults:
             raise RuntimeError(f"this library has another layout of its parameters: {found}, {flags}")
-        kv = {"f32": 0, "f16": 1}[kv_type]
+        kv = {"f32": 0, "f16": 1, "q8_0": 8}[kv_type]
         for offset, value in (
             (layout.n_ctx, n_ctx),
             (layout.n_batch, max(n_batch, 32)),

@@ -66,6 +66,7 @@ std::unique_ptr<Backend> open_cpu(const std::string& isa, int n_threads) {
 
 void CpuBackend::begin_step(int64_t n_rows) {
   step_rows_ = n_rows;
+  weights_.begin_step();
   is_tuned_step_ = n_rows == 1 && tuner_.n_threads() > 1;
   pool_.limit_threads(is_tuned_step_ ? tuner_.next() : pool_.n_threads());
   step_start_ = std::chrono::steady_clock::now();

@@ -9,8 +9,9 @@
 namespace gemmule {
 namespace {
 
-constexpr int64_t kManyTokens = 64;        // from here on a matrix is packed at once
-constexpr int64_t kShare = 50;             // else one part in so many: 50 tokens later all is packed
+constexpr int64_t kManyTokens = 64;  // from here on a matrix is packed at once
+constexpr int64_t kShare = 50;       // else a step packs one part in so many of all matrices
+constexpr int64_t kCacheLine = 64;
 constexpr int64_t kPieceBytes = 16 << 20;  // packed before its bytes of the file are given back
 
 }  // namespace
@@ -21,10 +22,22 @@ void PackedWeights::allow(std::span<const Tensor> matrices, Repacking repacking,
     const auto type = static_cast<size_t>(w.dtype);
     if (w.layout == Layout::Rows && can_pack(w.dtype, w.rows, w.cols) && kernels.pack[type] &&
         kernels.matmul_packed[type])
-      matrices_.push_back({w, {}, 0, false});
+      matrices_.push_back({w, 0, 0, false});
   }
   std::sort(matrices_.begin(), matrices_.end(),
             [](const Matrix& a, const Matrix& b) { return a.file.data < b.file.data; });
+  int64_t n_bytes = 0;
+  for (Matrix& matrix : matrices_) {
+    matrix.offset = n_bytes;
+    n_bytes += (matrix.file.size_bytes() + kCacheLine - 1) / kCacheLine * kCacheLine;
+  }
+  if (matrices_.empty()) return;
+  share_bytes_ = (n_bytes + kShare - 1) / kShare;
+  try {
+    memory_ = Arena::huge(n_bytes);  // addresses; pages are taken as panels are written
+  } catch (const NotEnoughMemoryError&) {
+    matrices_.clear();  // the order of the file is slower, not wrong
+  }
 }
 
 const PackedWeights::Matrix* PackedWeights::find(const Tensor& w) const {
@@ -45,31 +58,26 @@ PackedWeights::View PackedWeights::view(const Tensor& w) const {
   const Matrix* matrix = find(w);
   if (matrix == nullptr || matrix->n_packed == 0) return {w, nullptr, 0};
   const int64_t offset = w.data - matrix->file.data, first = offset / w.row_size();
-  return {w, matrix->panels.data() + offset, std::clamp<int64_t>(matrix->n_packed - first, 0, w.rows)};
+  return {w, memory_.data() + matrix->offset + offset,
+          std::clamp<int64_t>(matrix->n_packed - first, 0, w.rows)};
 }
 
 void PackedWeights::advance(const Tensor& w, int64_t n_tokens, const KernelTable& kernels, ThreadPool& pool) {
   const Matrix* const found = find(w);
   if (found == nullptr) return;
   Matrix& matrix = matrices_[static_cast<size_t>(found - matrices_.data())];
-  if (matrix.is_refused || matrix.n_packed == matrix.file.rows) return;
+  const bool at_once = n_tokens >= kManyTokens;
+  if (matrix.is_refused || matrix.n_packed == matrix.file.rows || (!at_once && step_bytes_ <= 0)) return;
   if (matrix.n_packed == 0) {
-    try {
-      // Matrices that were begun will take the rest of their memory too.
-      if (repacking_.may_take(promised_bytes_ + matrix.file.size_bytes())) {
-        matrix.panels = Arena::huge(matrix.file.size_bytes());
-        promised_bytes_ += matrix.file.size_bytes();
-      } else {
-        matrix.is_refused = true;
-      }
-    } catch (const NotEnoughMemoryError&) {
-      matrix.is_refused = true;  // the order of the file is slower, not wrong
-    }
+    // Matrices that were begun will take the rest of their memory too.
+    matrix.is_refused = !repacking_.may_take(promised_bytes_ + matrix.file.size_bytes());
     if (matrix.is_refused) return;
+    promised_bytes_ += matrix.file.size_bytes();
   }
-  const int64_t rows = matrix.file.rows, panels = (rows + kPanelRows - 1) / kPanelRows;
-  const int64_t due = n_tokens >= kManyTokens ? panels : (panels + kShare - 1) / kShare;
-  const int64_t end = std::min(rows, matrix.n_packed + due * kPanelRows);
+  const int64_t rows = matrix.file.rows, panel_bytes = kPanelRows * matrix.file.row_size();
+  const int64_t due = at_once ? rows : (step_bytes_ + panel_bytes - 1) / panel_bytes * kPanelRows;
+  const int64_t end = std::min(rows, matrix.n_packed + due);
+  step_bytes_ -= (end - matrix.n_packed) * matrix.file.row_size();
   while (matrix.n_packed < end) pack_piece(matrix, end, kernels, pool);
 }
 
@@ -84,7 +92,7 @@ void PackedWeights::pack_piece(Matrix& matrix, int64_t row_end, const KernelTabl
   pool.run(n_panels, [&](int64_t job, int) {
     const int64_t row = begin + job * kPanelRows;
     pack(file.row(row), std::min(kPanelRows, file.rows - row), file.cols,
-         matrix.panels.data() + row * file.row_size());
+         memory_.data() + matrix.offset + row * file.row_size());
   });
   const int64_t end = std::min(row_end, begin + n_panels * kPanelRows);
   matrix.n_packed = end;

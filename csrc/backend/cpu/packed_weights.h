@@ -30,8 +30,13 @@ class PackedWeights {
 
   View view(const Tensor& w) const;
 
-  // Packs a piece of the matrix that a step of n_tokens rows is about to read: all that is left of it
-  // when there are many rows, for then the reading is a small part of the work, else a small share.
+  // A new step may pack its share, in the matrices that it comes to first: one after the other, because pages
+  // of 2 MiB with a little of every matrix in them would take hundreds of megabytes meanwhile.
+  void begin_step() { step_bytes_ = share_bytes_; }
+
+  // Packs what is due of the matrix that a step of n_tokens rows is about to read: all that is left of it
+  // when there are many rows, for then the reading is a small part of the work, else what is left of the
+  // step's share.
   void advance(const Tensor& w, int64_t n_tokens, const KernelTable& kernels, ThreadPool& pool);
 
   int64_t packed_bytes() const { return packed_bytes_.load(std::memory_order_relaxed); }  // from any thread
@@ -39,7 +44,7 @@ class PackedWeights {
  private:
   struct Matrix {
     Tensor file;
-    Arena panels;
+    int64_t offset = 0;    // of its panels in memory_
     int64_t n_packed = 0;  // rows, whole panels
     bool is_refused = false;
   };
@@ -47,7 +52,12 @@ class PackedWeights {
   void pack_piece(Matrix& matrix, int64_t row_end, const KernelTable& kernels, ThreadPool& pool);
 
   std::vector<Matrix> matrices_;  // by address in the file
+  // The panels of all matrices, one after the other: an end of a large page for each would add up to hundreds
+  // of megabytes.
+  Arena memory_;
   Repacking repacking_;
+  int64_t share_bytes_ = 0;     // that a step of few rows packs
+  int64_t step_bytes_ = 0;      // of them left
   int64_t promised_bytes_ = 0;  // of matrices that were begun: what is not packed yet
   std::atomic<int64_t> packed_bytes_{0};
 };

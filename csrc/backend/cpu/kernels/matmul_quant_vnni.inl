@@ -34,12 +34,16 @@ void rows_matmul(const uint8_t* w, int64_t w_stride, int64_t row_begin, int64_t 
   via_pack::matmul<Rows::kSize>(kernels, w, w_stride, row_begin, row_end, x, y, y_stride, scratch);
 }
 
-// One token is bound by memory, and there the AVX2 kernels are enough.
+// So few tokens are bound by memory, and there the AVX2 kernels, which read their panels in a finer grain,
+// lead.
+template <class One>
+constexpr int64_t kFewTokens = One::kSize == 256 ? 2 : 1;
+
 template <class One, class Packed>
 void packed_matmul(const uint8_t* w, int64_t n_rows, int64_t row_begin, int64_t row_end, const ActRows& x,
                    float* y, int64_t y_stride, void* scratch) noexcept {
-  (x.n == 1 ? packed_avx2::matmul<One> : matmul<Packed>)(w, n_rows, row_begin, row_end, x, y, y_stride,
-                                                         scratch);
+  (x.n <= kFewTokens<One> ? packed_avx2::matmul<One> : matmul<Packed>)(w, n_rows, row_begin, row_end, x, y,
+                                                                       y_stride, scratch);
 }
 
 template <class Packer, class One, class Packed>
@@ -80,7 +84,7 @@ void quantize_q8_256(const float* x, int64_t k, int8_t* q, float* d, int16_t* su
 
 size_t matmul_scratch_bytes(int64_t, int64_t k) noexcept {
   static_assert(sizeof(quant_avx2::GroupTile) <= sizeof(packed_vnni::Scratch));
-  static_assert(packed_avx2::scratch_bytes(1) <= sizeof(packed_vnni::Scratch));
+  static_assert(packed_avx2::scratch_bytes(2) <= sizeof(packed_vnni::Scratch));
   return via_pack::panel_bytes(k) + sizeof(packed_vnni::Scratch);
 }
 

@@ -1,6 +1,7 @@
 // The packed matmuls and packers of every instruction-set level: the bits of the scalar `matmul` on the same
 // rows in GGUF's layout, and the bytes of the portable packer.
 #include <doctest/doctest.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cmath>
@@ -31,21 +32,29 @@ constexpr int64_t kGap = 3;  // floats between the rows of y that no kernel may 
 
 bool is_k_quant(DType dtype) { return dtype_info(dtype).block_size == 256; }
 
-// n bytes that begin `offset` after a multiple of 64 and end where the allocation ends, so that a sanitizer
-// sees every step outside. Scratch is aligned to 64 bytes, panels only to 32.
+// n bytes that begin `offset` after a multiple of 64 and end less than 64 bytes before a page that nobody may
+// touch: a kernel that steps outside dies in every build, also at the levels that the sanitizer builds leave
+// out. Scratch is aligned to 64 bytes, panels only to 32.
 class AlignedBytes {
  public:
   explicit AlignedBytes(size_t n, size_t offset = 0)
-      : size_(n), offset_(offset), memory_(new (std::align_val_t{64}) uint8_t[n + offset]) {}
-  ~AlignedBytes() { ::operator delete[](memory_, std::align_val_t{64}); }
+      : size_(n), mapped_((n + offset + 63 + kPage - 1) / kPage * kPage + kPage) {
+    void* const block = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    REQUIRE(block != MAP_FAILED);
+    memory_ = static_cast<uint8_t*>(block);
+    REQUIRE(mprotect(memory_ + mapped_ - kPage, kPage, PROT_NONE) == 0);
+    at_ = (mapped_ - kPage - n - offset) / 64 * 64 + offset;
+  }
+  ~AlignedBytes() { munmap(memory_, mapped_); }
   AlignedBytes(const AlignedBytes&) = delete;
   AlignedBytes& operator=(const AlignedBytes&) = delete;
-  uint8_t* data() const { return memory_ + offset_; }
+  uint8_t* data() const { return memory_ + at_; }
   size_t size() const { return size_; }
 
  private:
-  size_t size_, offset_;
-  uint8_t* memory_;
+  static constexpr size_t kPage = 4096;
+  size_t size_, mapped_, at_ = 0;
+  uint8_t* memory_ = nullptr;
 };
 
 // Quantized rows of k codes; d is what the quantizers give, but for the special values of a test.

@@ -79,7 +79,8 @@ TEST_CASE("products keep their bits while the matrix they read is packed, step b
       const Rows y[] = {packing->alloc(n, 200), packing->alloc(n, 9), packing->alloc(n, 512)};
       const Product products[] = {{y[0], q4.tensor}, {y[1], odd.tensor}, {y[2], q8.tensor}};
       int64_t before = -1;
-      for (int step = 0; step < 9; ++step) {
+      for (int step = 0; step < 12; ++step) {  // a panel each
+        packing->begin_step(n);
         packing->matmul(products, x);
         for (size_t i = 0; i < 3; ++i) CHECK(same_bits(y[i], expected[i]));
         const int64_t packed = packing->repacked_bytes();
@@ -103,6 +104,7 @@ TEST_CASE("what is given back lies inside the matrices and was packed before") {
   const Rows x = random_rows(*be, 1, 4096, 6), y = be->alloc(1, m.tensor.rows);
   int64_t given_back = 0;
   for (int step = 0; step < 5; ++step) {
+    be->begin_step(1);
     be->matmul(y, m.tensor, x);
     REQUIRE(released.ranges.size() == static_cast<size_t>(step) + 1);
     const auto [begin, n_bytes] = released.ranges.back();
@@ -127,6 +129,7 @@ TEST_CASE("nothing is packed without permission, and an embedding is read from e
     be->embed(expected, table.tensor, tokens, 2.0f);
     const Rows out = be->alloc(1, 128);
     for (int step = 0; step < 3; ++step) {  // after the first, half of the rows are packed
+      be->begin_step(1);
       be->matmul(out, table.tensor, x);
       be->embed(y, table.tensor, tokens, 2.0f);
       CHECK(same_bits(y, expected));
@@ -180,6 +183,7 @@ TEST_CASE("parts of a matrix keep their bits: those of whole panels are packed w
           Tensor w = m.tensor;
           w.data = m.tensor.row(part * half);
           w.rows = half;
+          packing->begin_step(1);
           plain->matmul(y, w, x);
           packing->matmul(z, w, x);
           CHECK(same_bits(y, z));
@@ -187,7 +191,10 @@ TEST_CASE("parts of a matrix keep their bits: those of whole panels are packed w
       };
       check_parts();
       CHECK(packing->repacked_bytes() == (half % kPanelRows == 0 ? m.tensor.size_bytes() : 0));
-      for (int64_t panel = 0; panel < m.tensor.rows; panel += kPanelRows) packing->matmul(all, m.tensor, x);
+      for (int64_t panel = 0; panel < m.tensor.rows; panel += kPanelRows) {
+        packing->begin_step(1);
+        packing->matmul(all, m.tensor, x);
+      }
       CHECK(packing->repacked_bytes() == m.tensor.size_bytes());
       check_parts();
     }
@@ -204,9 +211,9 @@ TEST_CASE("what matrices that were begun will take counts where another one asks
   repacking.may_take = [&](int64_t n_bytes) { return n_bytes <= free - be->repacked_bytes(); };
   be->allow_repacking(std::vector{a.tensor, b.tensor}, repacking);
   const Rows x = random_rows(*be, 1, 256, 15), y = be->alloc(1, a.tensor.rows);
-  for (int step = 0; step < 6; ++step) {
-    be->matmul(y, a.tensor, x);
-    be->matmul(y, b.tensor, x);
+  for (int step = 0; step < 9; ++step) {
+    be->begin_step(1);
+    be->matmul(y, step % 2 == 0 ? a.tensor : b.tensor, x);
   }
   CHECK(be->repacked_bytes() == a.tensor.size_bytes());
 }
