@@ -132,6 +132,20 @@ std::vector<KvPlane> KvCache::planes(int64_t i) const {
           {layer.v, layer.n_kv_heads, layer.ring, layer.v_row()}};
 }
 
+void KvCache::copy_from(const KvCache& other, int64_t n, const StopToken* stop) {
+  constexpr int64_t kPiece = 4096;  // positions between two looks at the stop token
+  const int64_t held = std::min(n, std::max(other.first_held(), n - sliding_ring_));
+  for (int64_t i = 0; i < n_layers(); ++i) {
+    const std::vector<KvPlane> from = other.planes(i), to = planes(i);
+    for (size_t k = 0; k < to.size(); ++k)
+      for (int64_t p = is_sliding(i) ? held : 0; p < n; p += kPiece) {
+        if (stop != nullptr) stop->check();
+        copy_positions(from[k], to[k], p, std::min(n, p + kPiece));
+      }
+  }
+  filled(held, n);
+}
+
 void KvCache::filled(int64_t first, int64_t end) {
   first_held_ = first;
   written_ = end;
@@ -143,7 +157,9 @@ void KvCache::will_write(int64_t end) {
   touched_ = std::max(touched_, end);
 }
 
-int64_t KvCache::first_held() const { return std::max(first_held_, written_ - sliding_ring_); }
+int64_t KvCache::first_held_after(int64_t end) const {
+  return std::max(first_held_, std::max(written_, end) - sliding_ring_);
+}
 
 bool KvCache::can_rewind(int64_t n) const {
   return n == 0 || std::max<int64_t>(0, n - (window_ - 1)) >= first_held();

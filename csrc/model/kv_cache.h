@@ -11,6 +11,7 @@
 
 #include "backend/backend.h"
 #include "core/arena.h"
+#include "core/stop_token.h"
 #include "model/config.h"
 #include "model/kv_types.h"
 
@@ -61,8 +62,11 @@ class KvCache {
   bool can_rewind(int64_t n) const;
 
   // The positions that the sliding rings hold: [first_held(), written()).
-  int64_t first_held() const;
+  int64_t first_held() const { return first_held_after(written_); }
+  int64_t first_held_after(int64_t end) const;  // once positions up to `end` are stored
   int64_t written() const { return written_; }
+  // Takes the first n positions, or what of them `other` still holds, of a cache of the same layers.
+  void copy_from(const KvCache& other, int64_t n, const StopToken* stop);
   // To be told that the rings were filled from a copy and now hold [first, end).
   void filled(int64_t first, int64_t end);
 
