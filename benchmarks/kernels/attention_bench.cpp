@@ -200,17 +200,19 @@ void backend_step(const char* what, KvKind kind, int64_t layers, int64_t kv_head
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string only = argc > 1 ? argv[1] : "";
+  const std::string only = argc > 1 ? argv[1] : "", words = argc > 2 ? argv[2] : "";
   for (const gemmule::KernelLevel& level : gemmule::kernel_levels(gemmule::detect_cpu_features())) {
     if (!level.supported || (!only.empty() && only != level.table->name)) continue;
     const double peak = peak_of(level.table->name);
     for (const Shape& s : kShapes) {
+      if (std::string_view(s.what).find(words) == std::string_view::npos) continue;
       const double speed = giga_macs_per_second(*level.table, s);
       std::printf("%-7s %-28s d=%d context=%-5lld %-4s %s %6.2f GMAC/s  %.2f\n", level.table->name, s.what,
                   s.head_dim, static_cast<long long>(s.context), name_of(s.kind),
                   s.n_turned > 0 ? "shared" : "      ", speed, peak > 0 ? speed / peak : 0);
     }
   }
+  if (!std::string_view("decode step").starts_with(words)) return 0;
   for (const KvKind kind : {KvKind::F16, KvKind::Q8_0}) {
     backend_step("decode step, sliding layers", kind, 40, 8, 256, 0, 1024);
     for (const int64_t context : {4096, 16384, 32768})
