@@ -104,7 +104,7 @@ void Session::append(std::span<const int32_t> tokens, std::span<const MediaRows>
   check_ids(tokens);
   check_media(media, static_cast<int64_t>(tokens.size()));
   if (tokens.empty()) return;
-  replay(stop);
+  const int64_t again = replay(stop, progress, static_cast<int64_t>(tokens.size()));
   const int64_t before = n_tokens();
   std::vector<MediaRows> placed(media.begin(), media.end());  // by position
   for (MediaRows& m : placed) m.first += before;
@@ -113,8 +113,10 @@ void Session::append(std::span<const int32_t> tokens, std::span<const MediaRows>
   logits_.clear();
   const bool is_turn = tokens.size() > 1;  // a token that was just sampled begins nothing
   if (is_turn) snapshots_.mark(before);
+  Progress report;
+  if (progress) report = [&](int64_t done, int64_t all) { progress(again + done, again + all); };
   try {
-    run_rows({tokens, before, placed}, stop, progress, tap, consume);
+    run_rows({tokens, before, placed}, stop, report, tap, consume);
   } catch (...) {
     rewind(before);
     throw;
@@ -248,11 +250,15 @@ void Session::rewind(int64_t n) {
   kv_.give_up(n_stored_);
 }
 
-// Re-reads kept tokens whose keys and values are gone.
-void Session::replay(const StopToken* stop) {
+// Re-reads kept tokens whose keys and values are gone, before n_new others; how many.
+int64_t Session::replay(const StopToken* stop, const Progress& progress, int64_t n_new) {
   go_back(n_tokens(), stop);
-  if (n_stored_ == n_tokens()) return;
-  run_rows(held_from(n_stored_), stop, {}, nullptr, [](Gemma4&, int64_t, Rows) {});
+  const int64_t again = n_tokens() - n_stored_;
+  if (again == 0) return 0;
+  Progress report;
+  if (progress) report = [&](int64_t done, int64_t all) { progress(done, all + n_new); };
+  run_rows(held_from(n_stored_), stop, report, nullptr, [](Gemma4&, int64_t, Rows) {});
+  return again;
 }
 
 void Session::append_together(std::span<Session* const> sessions,

@@ -45,7 +45,7 @@ class Session {
   const std::vector<MediaRows>& media() const { return media_; }  // by position, ascending
   LoadedModel& model() { return *model_; }
 
-  // Called with (rows done, rows in all) after every step.
+  // Called with (rows done, rows in all) after every step; rows that are read again count.
   using Progress = std::function<void(int64_t, int64_t)>;
   // Receives the final hidden states of rows [first, first + hidden.n) of the appended tokens, with the model
   // held.
@@ -106,7 +106,7 @@ class Session {
   int64_t ready_before(int64_t pos) const;
   void go_back(int64_t pos, const StopToken* stop);
   void will_write(int64_t pos, int64_t end, const StopToken* stop);
-  void replay(const StopToken* stop);
+  int64_t replay(const StopToken* stop, const Progress& progress = {}, int64_t n_new = 0);
   int64_t step_end(const Piece& piece, int64_t pos) const;
   void reserve_step(int64_t n_rows);
   void run_rows(const Piece& piece, const StopToken* stop, const Progress& progress, const Tap* tap,

@@ -52,6 +52,7 @@ uint64_t head_checksum(const Head& head) {
 // Size, header and the beginning of every tensor: tells models apart without reading all their weights.
 uint64_t model_checksum(const GgufFile& file) {
   constexpr uint64_t kBeginning = 256;
+  file.file().check_not_truncated();
   Xxh64 hash;
   const uint64_t size = file.size();
   hash.update(&size, sizeof size);

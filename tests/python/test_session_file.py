@@ -49,6 +49,7 @@ def test_a_conversation_with_media_comes_back(model: gemmule.Model, tmp_path: Pa
     session.chat(["What is ", gemmule.Image(picture, tokens=70), "?"], max_tokens=8, seed=1)
     session.chat([gemmule.Audio(tone(1.0)), "And this?"], max_tokens=8, seed=1)
     session.save(tmp_path / "s")
+    n_tokens = model.count_tokens(session.messages)
     picture.unlink()
     loaded = model.load_session(tmp_path / "s")
     assert [m.role for m in loaded.messages] == [m.role for m in session.messages]
@@ -56,6 +57,8 @@ def test_a_conversation_with_media_comes_back(model: gemmule.Model, tmp_path: Pa
     assert "from a saved session" in repr(loaded.messages)
     loaded.save(tmp_path / "again")  # what was loaded can be saved again
     again = model.load_session(tmp_path / "again")
+    as_dicts = [message.to_dict() for message in loaded.messages]
+    assert model.count_tokens(as_dicts) == n_tokens
     replies = [s.chat("Sure?", max_tokens=8, seed=2) for s in (loaded, again)]
     assert replies[0].tokens == replies[1].tokens
     assert replies[0].usage.cached_tokens > model.count_tokens(loaded.messages[:3])

@@ -107,6 +107,22 @@ TEST_CASE("without a mark, or without the memory for it, tokens are read again f
   }
 }
 
+TEST_CASE("progress counts what is read again") {
+  const auto model = load(kModels[1], {.n_ubatch = 8});
+  const auto tokens = some_tokens(*model, 900);
+  Session session(model, 1024, DType::F16, 0);
+  session.append(tokens, nullptr, {});
+  session.rewind(300);
+  CHECK(session.n_ready() == 0);
+  int64_t last = 0;
+  session.append(std::span(tokens).first(50), nullptr, [&](int64_t done, int64_t all) {
+    CHECK(all == 350);
+    CHECK(done > last);
+    last = done;
+  });
+  CHECK(last == 350);
+}
+
 TEST_CASE("the latest place outlives older ones, a used one outlives unused ones") {
   const auto model = load(kModels[1], {.n_ubatch = 8});
   const auto tokens = some_tokens(*model, 400);
