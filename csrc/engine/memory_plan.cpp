@@ -63,13 +63,13 @@ int64_t available_memory() {
   return available;
 }
 
-MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64_t n_ubatch) {
+MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, KvTypes kv_types, int64_t n_ubatch) {
   check_ubatch(n_ubatch);
   const Config config = Config::from_gguf(file);
   MemoryPlan plan;
   for (const GgufTensor& tensor : file.tensors())
     if (tensor.name != kLazyTable) plan.weights += static_cast<int64_t>(tensor.n_bytes);
-  plan.kv = KvCache::plan_bytes(config, n_ctx, kv_type, n_ubatch);
+  plan.kv = KvCache::plan_bytes(config, n_ctx, kv_types, n_ubatch);
   plan.scratch = Gemma4::scratch_bytes(config, n_ubatch, kLogitRows);
   plan.total = plan.weights + plan.kv + plan.scratch;
   plan.available = available_memory();

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "core/dtype.h"
 #include "gguf/gguf_reader.h"
+#include "model/kv_types.h"
 
 namespace gemmule {
 
@@ -17,7 +17,7 @@ struct MemoryPlan {
 };
 
 // Throws FormatError or UnsupportedError for a file that could not be loaded either.
-MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64_t n_ubatch);
+MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, KvTypes kv_types, int64_t n_ubatch);
 
 // Memory this process can still take: the least of what the system reports and what a control group leaves.
 int64_t available_memory();

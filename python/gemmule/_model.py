@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
-from gemmule._checks import MAX_CONTEXT, MAX_THREADS, byte_size, kv_format, path_text, whole
+from gemmule._checks import MAX_CONTEXT, MAX_THREADS, byte_size, is_whole, kv_format, path_text, whole
 from gemmule._errors import DeviceError, Error
 from gemmule._inspect import ContextSize, checked_context, choose_plan, info_of, section_file
 from gemmule._media.embedder import MediaFrontEnd, find_mmproj
@@ -32,17 +32,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Model"]
 
+SnapshotLimit: TypeAlias = int | str  # bytes, text such as 256MB, or "auto"
+
 
 class Model:
     """Weights, tokenizer and defaults of one file. A context manager; thread-safe.
 
     n_ctx: "auto" (the largest of 4k, 8k, 16k, 32k that fits), "max" (what the model was trained for) or a
-    number. n_threads: None uses all physical cores. kv_type: "f16" or "f32". mmproj: the file with the image
-    and audio embedders; None takes those inside the model file, else the one lying beside it; False takes
-    none. packed: whether weights are brought into the kernels' own order while the model runs, which takes no
-    more memory but memory of its own instead of the file's pages; "auto" does so where it fits. memory_limit:
-    what the model and one session may take, in bytes or such as "7.5GB". isa: None picks the best instruction
-    set ($GEMMULE_CPU_ISA overrides). The results do not depend on n_threads, packed or isa.
+    number. n_threads: None uses all physical cores. kv_type: the number format of the cache, "f16", "q8_0" or
+    "f32", or one for each kind of layer, "sliding=f16,global=q8_0". mmproj: the file with the image and audio
+    embedders; None takes those inside the model file, else the one lying beside it; False takes none. packed:
+    whether weights are brought into the kernels' own order while the model runs, which takes no more memory
+    but memory of its own instead of the file's pages; "auto" does so where it fits. memory_limit: what the
+    model and one session may take, in bytes or such as "7.5GB". isa: None picks the best instruction set
+    ($GEMMULE_CPU_ISA overrides). The results do not depend on n_threads, packed or isa.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Model:
         mmproj: str | os.PathLike[str] | Literal[False] | None = None,
         packed: bool | Literal["auto"] = "auto",
         memory_limit: int | str | None = None,
+        snapshot_limit: SnapshotLimit = "auto",
         isa: str | None = None,
     ) -> None:
         if device not in ("auto", "cpu"):
@@ -70,6 +74,7 @@ class Model:
         if not (packed == "auto" or isinstance(packed, bool)):
             raise TypeError(f"packed must be True, False or 'auto', not {packed!r}")
         limit = None if memory_limit is None else byte_size("memory_limit", memory_limit)
+        self._snapshot_limit = _snapshot_bytes(snapshot_limit)
         packing = {"auto": "auto", True: "always", False: "never"}[packed]
         core = _core.Model(path_text(path), n_threads=wanted or 0, isa=chosen_isa, packing=packing)
         self._plan = choose_plan(core.file, n_ctx, kv_type=kv_type, memory_limit=limit)
@@ -178,7 +183,7 @@ class Model:
         logprobs: list[NDArray[np.float32]] = []
         tops: list[tuple[tuple[int, float], ...]] = []
         with self._lock:
-            session = self._engine().session(n_ctx=size, kv_type=self._plan.kv_type)
+            session = self._engine().session(n_ctx=size, kv_type=self._plan.kv_type, snapshot_limit=0)
             for i in range(n_windows):
                 window = ids[i * size : (i + 1) * size].copy()
                 if bos is not None:
@@ -329,12 +334,41 @@ class Model:
         return build_prompt(self._tokenizer, self._media, messages_or_text, add_bos=False).count
 
     def session(
-        self, *, system: str | None = None, n_ctx: int | None = None, kv_type: str | None = None
+        self,
+        *,
+        system: str | None = None,
+        n_ctx: int | None = None,
+        kv_type: str | None = None,
+        snapshot_limit: SnapshotLimit | None = None,
     ) -> Session:
-        """A new empty timeline; its context defaults to the model's. `system` begins its conversation."""
+        """A new empty timeline; its context and limits default to the model's. `system` begins its
+        conversation.
+        """
         size = self.n_ctx if n_ctx is None else whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
-        kv_type = self._plan.kv_type if kv_type is None else kv_type
-        return Session(self, n_ctx=size, kv_type=kv_type, system=system)
+        core = self._engine().session(
+            n_ctx=size,
+            kv_type=self._plan.kv_type if kv_type is None else kv_format(kv_type),
+            snapshot_limit=self._snapshots(snapshot_limit),
+        )
+        return Session(self, core, system=system)
+
+    def load_session(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int | None = None,
+        snapshot_limit: SnapshotLimit | None = None,
+        cancel: _core.StopToken | None = None,
+    ) -> Session:
+        """A session that `Session.save` has written, with the context it had or another one. Refuses files of
+        other models and damaged ones with FormatError.
+        """
+        check_callbacks(cancel, None)
+        size = 0 if n_ctx is None else whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
+        name, limit = path_text(path), self._snapshots(snapshot_limit)
+        with self._lock:
+            core, front = self._engine().load_session(name, n_ctx=size, snapshot_limit=limit, stop=cancel)
+            return Session._loaded(self, name, core, front)
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -362,11 +396,16 @@ class Model:
             raise Error("the model is closed")
         return self._core
 
+    def _snapshots(self, limit: SnapshotLimit | None) -> int:
+        return self._snapshot_limit if limit is None else _snapshot_bytes(limit)
+
     def _fresh(self, prompt: PromptLike) -> tuple[Prompt, _core.Session]:
         rows = build_prompt(self._tokenizer, self._media, prompt)
         if len(rows) > self.n_ctx:
             raise too_long(len(rows), self.n_ctx)
-        return rows, self._engine().session(n_ctx=max(len(rows), 1), kv_type=self._plan.kv_type)
+        return rows, self._engine().session(
+            n_ctx=max(len(rows), 1), kv_type=self._plan.kv_type, snapshot_limit=0
+        )
 
     # -- used by Session and the chat modules --------------------------------------------------------------
 
@@ -382,7 +421,8 @@ class Model:
         thinks = request.dialogue is not None and request.dialogue.thinks
         if request.max_tokens is not None and not thinks and n_prompt <= n_ctx:
             n_ctx = min(n_ctx, n_prompt + request.max_tokens)
-        session = Session(self, n_ctx=n_ctx, kv_type=self._plan.kv_type)
+        core = self._engine().session(n_ctx=n_ctx, kv_type=self._plan.kv_type, snapshot_limit=0)
+        session = Session(self, core)
         running = session._start(request, owned=True)
         return running if stream else running.reply
 
@@ -412,6 +452,13 @@ class Model:
             (span.first + offset, media.embed(engine, span.source, stop), span.is_block and media.has_blocks)
             for span in spans
         ]
+
+
+def _snapshot_bytes(limit: SnapshotLimit) -> int:
+    """As the engine takes it: -1 lets it choose."""
+    if limit == "auto":
+        return -1
+    return 0 if is_whole(limit) and limit == 0 else byte_size("snapshot_limit", limit)
 
 
 def _mmproj_of(

@@ -7,14 +7,17 @@ it is not run again.
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
-from gemmule._checks import kv_format, whole
+from gemmule._cache import atomic_write
+from gemmule._checks import whole
 from gemmule._errors import ContextLengthError, Error
 from gemmule._prompt import EMPTY, Prompt, PromptLike, Span, build_prompt, identity
 from gemmule._request import ChatOptions, GenerateOptions, Progress, Request, check_callbacks
@@ -33,9 +36,9 @@ class Session:
     open.
     """
 
-    def __init__(self, model: "Model", *, n_ctx: int, kv_type: str, system: str | None = None) -> None:
+    def __init__(self, model: "Model", core: _core.Session, *, system: str | None = None) -> None:
         self._model = model
-        self._core: _core.Session | None = model._engine().session(n_ctx=n_ctx, kv_type=kv_format(kv_type))
+        self._core: _core.Session | None = core
         self._timeline: list[int] = []  # kept here because the engine cannot be asked while it runs
         self._spans: list[Span] = []  # the pictures and sounds on the timeline
         self._n_pending = 0  # how many at the end of the timeline have not been run yet
@@ -201,6 +204,41 @@ class Session:
             ]
             self._n_pending = max(0, n - run)
 
+    def fork(self) -> "Session":
+        """A second session with the same timeline and conversation; from here on each goes its own way.
+
+        Copies the part of the KV cache that is in use.
+        """
+        with self._model._lock:
+            self._idle()
+            self._close_stream()
+            other = Session(self._model, self._engine().fork())
+            other._timeline = list(self._timeline)
+            other._spans = list(self._spans)
+            other._n_pending = self._n_pending
+            other._messages = self._messages
+            return other
+
+    def save(self, path: "str | os.PathLike[str]", *, cancel: _core.StopToken | None = None) -> None:
+        """Writes the session to a file: tokens, KV cache, media and conversation. `Model.load_session` goes
+        on with it as if it had never stopped. The file appears only when it is complete.
+        """
+        check_callbacks(cancel, None)
+        from gemmule._session_file import pack
+
+        with self._model._lock:
+            self._idle()
+            self._close_stream()
+            core = self._engine()
+            pending = self._timeline[self.n_tokens - self._n_pending :]
+            self._busy = True
+            try:
+                front = pack(self._model, pending, self._spans, self._messages, cancel)
+                with atomic_write(Path(path)) as file:
+                    core.save(file.fileno(), front, stop=cancel)
+            finally:
+                self._busy = False
+
     def close(self) -> None:
         """Frees the KV cache. Calling it again does nothing."""
         with self._model._lock:
@@ -219,6 +257,22 @@ class Session:
         return "Session(closed)" if self._core is None else f"Session({self.n_tokens} of {self.n_ctx} tokens)"
 
     # -- used by Model and Stream --------------------------------------------------------------------------
+
+    @classmethod
+    def _loaded(cls, model: "Model", path: str, core: _core.Session, front: bytes) -> "Session":
+        from gemmule._session_file import unpack
+
+        session = cls(model, core)
+        pending, session._spans, session._messages = unpack(path, core, front)
+        session._timeline = [*core.tokens.tolist(), *model.tokenizer.check_ids(pending)]
+        session._n_pending = len(pending)
+        session._check_room(0)
+        return session
+
+    @property
+    def _n_ready(self) -> int:
+        """How many tokens of the timeline the next call need not run."""
+        return self._engine().n_ready
 
     def _rows(self, prompt: PromptLike, image_tokens: int | None) -> Prompt:
         model = self._model

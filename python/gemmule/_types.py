@@ -90,9 +90,9 @@ class _Record:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage(_Record):
-    """Token counts of one request. `cached_tokens` of the prompt were in the session already; image, audio
-    and video tokens are those of the prompt's new part, `reasoning_tokens` those of the completion that were
-    thinking.
+    """Token counts of one request. `cached_tokens` of the prompt were in the session already and not run;
+    image, audio and video tokens are those of the whole prompt, `reasoning_tokens` those of the completion
+    that were thinking.
     """
 
     prompt_tokens: int = 0
