@@ -139,7 +139,7 @@ void Session::run_rows(const Piece& piece, const StopToken* stop, const Progress
     const Batch batch{piece.tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(n_rows)),
                       positions_, std::span(&sequence, 1), step_media_};
     kv_.will_write(next);
-    model_->run(n_rows, [&](Gemma4& gemma) {
+    model_->run(n_rows, stop, [&](Gemma4& gemma) {
       const Rows hidden = gemma.forward(batch, stop, tap);
       if (consume)
         consume(gemma, first, hidden);
@@ -236,7 +236,7 @@ void Session::append_together(std::span<Session* const> sessions,
     session.logits_.clear();
     session.kv_.will_write(session.n_tokens() + static_cast<int64_t>(pieces[s].size()));
   }
-  model.run(static_cast<int64_t>(tokens.size()), [&](Gemma4& gemma) {
+  model.run(static_cast<int64_t>(tokens.size()), stop, [&](Gemma4& gemma) {
     const Rows hidden = gemma.forward({tokens, positions, sequences, {}}, stop, nullptr);
     try {
       for (size_t s = 0; s < sessions.size(); ++s) {

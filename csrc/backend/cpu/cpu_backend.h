@@ -28,6 +28,7 @@ class CpuBackend final : public Backend {
   int n_threads() const override { return pool_.n_threads(); }
   void begin_step(int64_t n_rows) override;
   void end_step() override;
+  void watch(const StopToken* stop) override { pool_.watch(stop); }
 
   Tensor place(const Tensor& file_view) override {
     max_row_bytes_ = std::max(max_row_bytes_, file_view.row_size());

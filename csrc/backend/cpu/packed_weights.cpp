@@ -22,7 +22,7 @@ void PackedWeights::allow(std::span<const Tensor> matrices, Repacking repacking,
     const auto type = static_cast<size_t>(w.dtype);
     if (w.layout == Layout::Rows && can_pack(w.dtype, w.rows, w.cols) && kernels.pack[type] &&
         kernels.matmul_packed[type])
-      matrices_.push_back({w, 0, 0, false});
+      matrices_.push_back({w, 0, 0, false, false});
   }
   std::sort(matrices_.begin(), matrices_.end(),
             [](const Matrix& a, const Matrix& b) { return a.file.data < b.file.data; });
@@ -68,10 +68,11 @@ void PackedWeights::advance(const Tensor& w, int64_t n_tokens, const KernelTable
   Matrix& matrix = matrices_[static_cast<size_t>(found - matrices_.data())];
   const bool at_once = n_tokens >= kManyTokens;
   if (matrix.is_refused || matrix.n_packed == matrix.file.rows || (!at_once && step_bytes_ <= 0)) return;
-  if (matrix.n_packed == 0) {
+  if (!matrix.is_begun) {
     // Matrices that were begun will take the rest of their memory too.
     matrix.is_refused = !repacking_.may_take(promised_bytes_ + matrix.file.size_bytes());
     if (matrix.is_refused) return;
+    matrix.is_begun = true;  // before its first piece, which may be cancelled
     promised_bytes_ += matrix.file.size_bytes();
   }
   const int64_t rows = matrix.file.rows, panel_bytes = kPanelRows * matrix.file.row_size();
