@@ -15,6 +15,8 @@ namespace {
 // The table of per-layer embeddings: a step reads one row per token of it, so it never has to be in memory.
 constexpr const char* kLazyTable = "per_layer_token_embd.weight";
 
+constexpr int64_t kImageRows = 280;  // of an image of the usual detail, which is always one step
+
 int64_t meminfo_available() {
   std::ifstream meminfo("/proc/meminfo");
   std::string name;
@@ -63,7 +65,8 @@ int64_t available_memory() {
   return available;
 }
 
-MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64_t n_ubatch) {
+MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64_t n_ubatch,
+                       const GgufFile* mmproj) {
   check_ubatch(n_ubatch);
   const Config config = Config::from_gguf(file);
   MemoryPlan plan;
@@ -71,7 +74,13 @@ MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64
     if (tensor.name != kLazyTable) plan.weights += static_cast<int64_t>(tensor.n_bytes);
   plan.kv = KvCache::plan_bytes(config, n_ctx, kv_type, n_ubatch);
   plan.scratch = Gemma4::scratch_bytes(config, n_ubatch, kLogitRows);
-  plan.total = plan.weights + plan.kv + plan.scratch;
+  if (mmproj != nullptr) {
+    for (const GgufTensor& tensor : mmproj->tensors()) plan.media += static_cast<int64_t>(tensor.n_bytes);
+    if (kImageRows > n_ubatch)
+      plan.media += Gemma4::scratch_bytes(config, kImageRows, 1) +
+                    KvCache::plan_bytes(config, n_ctx, kv_type, kImageRows) - plan.kv;
+  }
+  plan.total = plan.weights + plan.kv + plan.scratch + plan.media;
   plan.available = available_memory();
   return plan;
 }

@@ -187,8 +187,8 @@ def engine_options(command: Command) -> Command:
         ),
         click.option("--isa", envvar="GEMMULE_CPU_ISA", help="Force an instruction-set level (see doctor)."),
         click.option(
-            "--kv", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, envvar="GEMMULE_KV",
-            help="Number format of the KV cache.",
+            "--kv", metavar="TYPE", default="f16", show_default=True, envvar="GEMMULE_KV",
+            help="Number format of the KV cache (see show --memory).",
         ),
         click.option(
             "--memory-limit", metavar="SIZE", envvar="GEMMULE_MEMORY_LIMIT",
