@@ -84,6 +84,9 @@ struct Routes {
   int64_t n_places() const { return n * n_used; }
 };
 
+// Bytes of a matrix that are in memory in both orders at a time, while a backend repacks it.
+inline constexpr int64_t kRepackPiece = 16 << 20;
+
 // What a backend that brings weights into an order of its own may do.
 struct Repacking {
   std::function<bool(int64_t n_bytes)> may_take;  // whether so much more memory may be taken now

@@ -70,10 +70,15 @@ MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64
   check_ubatch(n_ubatch);
   const Config config = Config::from_gguf(file);
   MemoryPlan plan;
-  for (const GgufTensor& tensor : file.tensors())
-    if (tensor.name != kLazyTable) plan.weights += static_cast<int64_t>(tensor.n_bytes);
+  int64_t largest = 0;
+  for (const GgufTensor& tensor : file.tensors()) {
+    if (tensor.name == kLazyTable) continue;
+    plan.weights += static_cast<int64_t>(tensor.n_bytes);
+    if (tensor.layout == Layout::Rows) largest = std::max(largest, static_cast<int64_t>(tensor.n_bytes));
+  }
   plan.kv = KvCache::plan_bytes(config, n_ctx, kv_type, n_ubatch);
-  plan.scratch = Gemma4::scratch_bytes(config, n_ubatch, kLogitRows);
+  // One row of logits: of the others, which scores need, memory is taken only as they are used.
+  plan.scratch = Gemma4::scratch_bytes(config, n_ubatch, 1) + std::min(largest, kRepackPiece);
   if (mmproj != nullptr) {
     for (const GgufTensor& tensor : mmproj->tensors()) plan.media += static_cast<int64_t>(tensor.n_bytes);
     if (kImageRows > n_ubatch)

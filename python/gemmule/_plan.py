@@ -19,6 +19,9 @@ ContextSize = int | Literal["auto", "max"]
 
 _STEP = 256  # contexts are compared in these steps: global layers keep whole chunks of so many positions
 _SPARE = 10  # one part in so many stays free when the context is chosen
+_CODE = 16 << 20  # of the package and its libraries, as measured with benchmarks/engine/memory.py
+_PER_TOKEN = 120  # bytes of the vocabulary's tables, measured
+_PER_TOKEN_SPM = 72  # of a vocabulary with scores (tokenizer.ggml.model is "llama")
 
 
 def plan_for(
@@ -34,7 +37,7 @@ def plan_for(
     """What a file needs with a context of `n_ctx`."""
     n_ctx = whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
     plan = _core.memory_plan(file, n_ctx=n_ctx, kv_type=kv_format(kv_type), mmproj=mmproj)
-    available = plan["available"]
+    available, runtime = plan["available"], _runtime(file)
     if memory_limit is not None:
         available = min(available, memory_limit) if available else memory_limit
     return MemoryPlan(
@@ -43,13 +46,22 @@ def plan_for(
         scratch=plan["scratch"],
         media=plan["media"],
         snapshots=snapshots,
-        total=plan["total"] + snapshots,
+        runtime=runtime,
+        total=plan["total"] + snapshots + runtime,
         available=available,
         n_ctx=n_ctx,
         n_ctx_train=plan["n_ctx_train"],
         kv_type=kv_type,
         reason=reason,
     )
+
+
+def _runtime(file: _core.GgufFile) -> int:
+    """The package, its libraries, and a vocabulary that has been used. A grammar takes 130 MB more."""
+    keys = set(file.keys())
+    spm = "tokenizer.ggml.model" in keys and file.get("tokenizer.ggml.model") == "llama"
+    shape = next((shape for name, _, shape, *_ in file.tensors() if name == "token_embd.weight"), (0, 0))
+    return _CODE + file.data_offset + shape[-1] * (_PER_TOKEN_SPM if spm else _PER_TOKEN)
 
 
 def largest_context(need: Callable[[int], int], room: int, most: int) -> int:

@@ -274,7 +274,8 @@ class MemoryPlan(_Record):
     """Bytes needed to run a file with a context of `n_ctx`.
 
     `weights` are mapped from the file, or packed in memory in place of the mapped ones; `kv` are the keys and
-    values of one session with a full context; `scratch` is what a step works in; `media` the embedders of
+    values of one session with a full context; `scratch` is what a step works in; `runtime` the package, its
+    libraries and the vocabulary; `media` the embedders of
     images and sound with an image of the usual detail; `snapshots` the budget for turns that can be gone back
     to; `drafter` the draft model. `total` comes on top of what the process holds already. `available` is what
     it may still take, 0 when unknown. `reason`: why this context.
@@ -292,6 +293,7 @@ class MemoryPlan(_Record):
     media: int = 0
     drafter: int = 0
     snapshots: int = 0
+    runtime: int = 0
 
     @property
     def fits(self) -> bool:
@@ -307,6 +309,7 @@ class MemoryPlan(_Record):
             *(
                 f"{name:<10} {format_bytes(n):>10}"
                 for name, n in (
+                    ("runtime", self.runtime),
                     ("media", self.media),
                     ("drafter", self.drafter),
                     ("snapshots", self.snapshots),

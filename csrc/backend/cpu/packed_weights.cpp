@@ -12,7 +12,6 @@ namespace {
 constexpr int64_t kManyTokens = 64;  // from here on a matrix is packed at once
 constexpr int64_t kShare = 50;       // else a step packs one part in so many of all matrices
 constexpr int64_t kCacheLine = 64;
-constexpr int64_t kPieceBytes = 16 << 20;  // packed before its bytes of the file are given back
 
 }  // namespace
 
@@ -89,7 +88,7 @@ void PackedWeights::pack_piece(Matrix& matrix, int64_t row_end, const KernelTabl
   const int64_t panel_bytes = kPanelRows * file.row_size();
   const int64_t begin = matrix.n_packed;
   const int64_t n_panels = std::min((row_end - begin + kPanelRows - 1) / kPanelRows,
-                                    std::max<int64_t>(1, kPieceBytes / panel_bytes));
+                                    std::max<int64_t>(1, kRepackPiece / panel_bytes));
   pool.run(n_panels, [&](int64_t job, int) {
     const int64_t row = begin + job * kPanelRows;
     pack(file.row(row), std::min(kPanelRows, file.rows - row), file.cols,
