@@ -18,7 +18,7 @@
 #include "core/error.h"
 #include "core/owned_mutex.h"
 #include "engine/imatrix.h"
-#include "engine/session.h"
+#include "engine/session_file.h"
 
 namespace py = pybind11;
 
@@ -40,11 +40,11 @@ std::vector<int32_t> ids_of(const Tokens& tokens, const char* name) {
 
 // A session and the lock that makes its calls queue.
 struct LockedSession {
-  LockedSession(std::shared_ptr<LoadedModel> model, int64_t n_ctx, DType kv_type)
-      : session(std::move(model), n_ctx, kv_type) {}
+  explicit LockedSession(Session&& made)
+      : session(std::move(made)), n_tokens(static_cast<int64_t>(session.tokens().size())) {}
   Session session;
   OwnedMutex mutex;
-  std::atomic<int64_t> n_tokens{0};  // of `session`, readable while it runs
+  std::atomic<int64_t> n_tokens;  // of `session`, readable while it runs
 
   template <class Fn>
   auto with(Fn&& fn) {
@@ -321,6 +321,46 @@ Tokens session_tokens(LockedSession& self) {
   return Tokens(static_cast<py::ssize_t>(tokens.size()), tokens.data());
 }
 
+// (first row, vectors, whether the rows see each other) of the media on the timeline.
+py::list session_media(LockedSession& self) {
+  const std::vector<MediaRows> media = self.with([](Session& s) { return s.media(); });
+  const int64_t d_model = self.session.model().config().d_model;
+  py::list out;
+  for (const MediaRows& m : media) {
+    Floats rows({static_cast<py::ssize_t>(m.n_rows), static_cast<py::ssize_t>(d_model)});
+    std::copy_n(m.vectors.get(), m.n_rows * d_model, rows.mutable_data());
+    out.append(py::make_tuple(m.first, rows, m.is_block));
+  }
+  return out;
+}
+
+std::unique_ptr<LockedSession> fork(LockedSession& self) {
+  CallStop call(nullptr);
+  return self.with([&](Session& s) { return std::make_unique<LockedSession>(s.fork(call.token())); });
+}
+
+void save(LockedSession& self, int fd, const py::bytes& front, const StopToken* stop) {
+  const std::string text = front;
+  CallStop call(stop);
+  self.with([&](Session& s) { SessionFile::save(s, fd, text, call.token()); });
+}
+
+py::tuple load_session(std::shared_ptr<LoadedModel> model, const std::string& path, int64_t n_ctx,
+                       int64_t snapshot_limit, const StopToken* stop) {
+  if (n_ctx < 0 || n_ctx > kMaxContext)
+    throw std::invalid_argument(cat("n_ctx is ", n_ctx, "; choose 1 to ", kMaxContext));
+  CallStop call(stop);
+  std::string front;
+  std::unique_ptr<LockedSession> session;
+  {
+    const py::gil_scoped_release nogil;
+    SavedSession saved = SessionFile::load(std::move(model), path, n_ctx, snapshot_limit, call.token());
+    front = std::move(saved.front);
+    session = std::make_unique<LockedSession>(std::move(saved.session));
+  }
+  return py::make_tuple(std::move(session), py::bytes(front));
+}
+
 void append_together(const std::vector<LockedSession*>& sessions, const std::vector<Tokens>& pieces) {
   if (sessions.empty() || sessions.size() != pieces.size())
     throw std::invalid_argument("append_together needs one piece of tokens for every session");
@@ -384,10 +424,18 @@ void bind_session(py::module_& m) {
   py::class_<LockedSession> session(m, "Session", "One timeline of tokens that keeps its keys and values.");
   const py::object model = m.attr("Model");
   model.attr("session") = py::cpp_function(
-      [](std::shared_ptr<LoadedModel> self, int64_t n_ctx, const std::string& kv_type) {
-        return std::make_unique<LockedSession>(std::move(self), n_ctx, kv_dtype(kv_type));
+      [](std::shared_ptr<LoadedModel> self, int64_t n_ctx, const std::string& kv_type,
+         int64_t snapshot_limit) {
+        return std::make_unique<LockedSession>(
+            Session(std::move(self), n_ctx, kv_dtype(kv_type), snapshot_limit));
       },
-      py::name("session"), py::is_method(model), py::kw_only(), py::arg("n_ctx"), py::arg("kv_type") = "f16");
+      py::name("session"), py::is_method(model), py::kw_only(), py::arg("n_ctx"), py::arg("kv_type") = "f16",
+      py::arg("snapshot_limit") = kAutoSnapshots,
+      "A new timeline. snapshot_limit: bytes for going back without reading again; 0: none, -1: chosen.");
+  model.attr("load_session") = py::cpp_function(
+      &load_session, py::name("load_session"), py::is_method(model), py::arg("path"), py::kw_only(),
+      py::arg("n_ctx") = 0, py::arg("snapshot_limit") = kAutoSnapshots, py::arg("stop") = nullptr,
+      "A session from a file, and the bytes that were saved with it. n_ctx 0: as saved.");
 
   py::class_<LockedCollector>(m, "ImportanceCollector",
                               "Sums of squares of the inputs of every matrix, over the appended tokens.")
@@ -401,6 +449,19 @@ void bind_session(py::module_& m) {
       .def_property_readonly("kv_bytes", [](const LockedSession& s) { return s.session.kv_bytes(); })
       .def_property_readonly("n_tokens", [](const LockedSession& s) { return s.n_tokens.load(); })
       .def_property_readonly("tokens", &session_tokens)
+      .def_property_readonly(
+          "n_ready", [](LockedSession& s) { return s.with([](Session& x) { return x.n_ready(); }); },
+          "How many tokens the next append need not read again.")
+      .def_property_readonly(
+          "snapshot_bytes",
+          [](LockedSession& s) { return s.with([](Session& x) { return x.snapshot_bytes(); }); })
+      .def_property_readonly("snapshot_limit",
+                             [](const LockedSession& s) { return s.session.snapshot_limit(); })
+      .def("media", &session_media,
+           "(first row, float32 [n, d_model], bidirectional) of the media on the timeline.")
+      .def("fork", &fork, "A second timeline with the same content.")
+      .def("save", &save, py::arg("fd"), py::arg("front"), py::kw_only(), py::arg("stop") = nullptr,
+           "Write the session and some bytes of the caller's to an open file.")
       .def("append", &append, py::arg("tokens").noconvert(), py::kw_only(), media, py::arg("stop") = nullptr,
            py::arg("progress") = py::none(),
            "Run tokens; all are kept or, on an exception, none. media: (first row, float32 [n, d_model], "

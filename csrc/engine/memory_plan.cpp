@@ -53,7 +53,25 @@ int64_t cgroup_available() {
   return 0;
 }
 
+// What a session keeps of its sliding layers at most: nothing while their rings hold the whole context.
+int64_t snapshot_bytes(const Config& config, int64_t n_ctx, DType kv_type, int64_t n_ubatch, int64_t limit,
+                       int64_t available) {
+  constexpr int64_t kStep = 256, kFar = kMaxContext;
+  const auto kv = [&](int64_t n) { return KvCache::plan_bytes(config, n, kv_type, n_ubatch); };
+  // Bytes of a position, in global and in sliding layers.
+  const int64_t global = (kv(kFar) - kv(kFar - kStep)) / kStep, sliding = kv(kStep) / kStep - global;
+  const int64_t ring = sliding > 0 ? (kv(kFar) - kFar * global) / sliding : kFar;
+  if (n_ctx <= ring || limit == 0) return 0;
+  if (limit == kAutoSnapshots) limit = auto_snapshot_bytes(sliding * (config.window + kStep), available);
+  return std::min(limit, sliding * n_ctx);
+}
+
 }  // namespace
+
+int64_t auto_snapshot_bytes(int64_t window_bytes, int64_t available) {
+  const int64_t wanted = std::max(int64_t{256} << 20, window_bytes);
+  return available > 0 ? std::min(wanted, available / 8) : wanted;
+}
 
 int64_t available_memory() {
   int64_t available = meminfo_available();
@@ -66,7 +84,7 @@ int64_t available_memory() {
 }
 
 MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64_t n_ubatch,
-                       const GgufFile* mmproj) {
+                       const GgufFile* mmproj, int64_t snapshot_limit) {
   check_ubatch(n_ubatch);
   const Config config = Config::from_gguf(file);
   MemoryPlan plan;
@@ -85,8 +103,9 @@ MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64
       plan.media += Gemma4::scratch_bytes(config, kImageRows, 1) +
                     KvCache::plan_bytes(config, n_ctx, kv_type, kImageRows) - plan.kv;
   }
-  plan.total = plan.weights + plan.kv + plan.scratch + plan.media;
   plan.available = available_memory();
+  plan.snapshots = snapshot_bytes(config, n_ctx, kv_type, n_ubatch, snapshot_limit, plan.available);
+  plan.total = plan.weights + plan.kv + plan.scratch + plan.media + plan.snapshots;
   return plan;
 }
 

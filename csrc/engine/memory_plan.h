@@ -9,18 +9,25 @@
 namespace gemmule {
 
 struct MemoryPlan {
-  int64_t weights = 0;  // mapped from the file, shared between processes; without tables read by the row
-  int64_t kv = 0;       // keys and values of one session at n_ctx positions
-  int64_t scratch = 0;  // activations of one step, and the piece of the weights that is being packed
-  int64_t media = 0;    // embedders, and what an image needs beyond steps of text; 0 without embedders
+  int64_t weights = 0;    // mapped from the file, shared between processes; without tables read by the row
+  int64_t kv = 0;         // keys and values of one session at n_ctx positions
+  int64_t scratch = 0;    // activations of one step, and the piece of the weights that is being packed
+  int64_t media = 0;      // embedders, and what an image needs beyond steps of text; 0 without embedders
+  int64_t snapshots = 0;  // of one session: what it may keep for going back
   int64_t total = 0;
   int64_t available = 0;  // what this process may still take, now; 0 when unknown
 };
 
-// mmproj: the file of the embedders, or null. Throws FormatError or UnsupportedError for a file that could
-// not be loaded either.
+inline constexpr int64_t kAutoSnapshots = -1;
+
+// mmproj: the file of the embedders, or null. snapshot_limit: of the session, in bytes or kAutoSnapshots.
+// Throws FormatError or UnsupportedError for a file that could not be loaded either.
 MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64_t n_ubatch,
-                       const GgufFile* mmproj = nullptr);
+                       const GgufFile* mmproj = nullptr, int64_t snapshot_limit = 0);
+
+// The limit that kAutoSnapshots stands for: what one place to go back to can need (window_bytes), 256 MiB at
+// least, an eighth of what is available at most.
+int64_t auto_snapshot_bytes(int64_t window_bytes, int64_t available);
 
 // Memory this process can still take: the least of what the system reports and what a control group leaves.
 int64_t available_memory();

@@ -34,11 +34,33 @@ int64_t checked_context(const LoadedModel& model, int64_t n_ctx, DType kv_type) 
   return n_ctx;
 }
 
+constexpr int64_t kMarkEvery = 8192;  // positions of a long prompt
+
+int64_t checked_snapshots(int64_t limit, const KvCache& kv) {
+  if (limit != kAutoSnapshots && limit < 0)
+    throw std::invalid_argument(cat("snapshot_limit is ", limit, "; choose a number of bytes, 0 for none"));
+  if (limit != kAutoSnapshots) return limit;
+  return auto_snapshot_bytes(KvSnapshots::window_bytes(kv), available_memory());
+}
+
 }  // namespace
 
-Session::Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, DType kv_type)
+Session::Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, DType kv_type, int64_t snapshot_limit)
     : model_(std::move(model)),
-      kv_(model_->config(), checked_context(*model_, n_ctx, kv_type), kv_type, model_->n_ubatch()) {}
+      kv_type_(kv_type),
+      kv_(model_->config(), checked_context(*model_, n_ctx, kv_type), kv_type, model_->n_ubatch()),
+      snapshots_(checked_snapshots(snapshot_limit, kv_)) {}
+
+Session Session::fork(const StopToken* stop) const {
+  Session copy(model_, n_ctx(), kv_type_, snapshots_.limit());
+  copy.tokens_ = tokens_;
+  copy.media_ = media_;
+  copy.n_stored_ = n_stored_;
+  copy.logits_ = logits_;
+  copy.snapshots_ = snapshots_;
+  copy.kv_.copy_from(kv_, n_stored_, stop);
+  return copy;
+}
 
 void Session::check_room(std::span<const int32_t> tokens) const {
   const int64_t n = n_tokens() + static_cast<int64_t>(tokens.size());
@@ -88,6 +110,8 @@ void Session::append(std::span<const int32_t> tokens, std::span<const MediaRows>
   media_.reserve(media_.size() + placed.size());
   tokens_.reserve(tokens_.size() + tokens.size());
   logits_.clear();
+  const bool is_turn = tokens.size() > 1;  // a token that was just sampled begins nothing
+  if (is_turn) snapshots_.mark(before);
   try {
     run_rows({tokens, before, placed}, stop, progress, tap, consume);
   } catch (...) {
@@ -96,6 +120,7 @@ void Session::append(std::span<const int32_t> tokens, std::span<const MediaRows>
   }
   tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
   media_.insert(media_.end(), placed.begin(), placed.end());
+  if (is_turn) snapshots_.mark(n_tokens());
 }
 
 // Where the step from position `pos` on ends: after n_ubatch rows, but before a block that would not fit. A
@@ -138,7 +163,7 @@ void Session::run_rows(const Piece& piece, const StopToken* stop, const Progress
     const Batch::Sequence sequence{0, n_rows, &kv_};
     const Batch batch{piece.tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(n_rows)),
                       positions_, std::span(&sequence, 1), step_media_};
-    kv_.will_write(next);
+    will_write(pos, next, stop);
     model_->run(n_rows, stop, [&](Gemma4& gemma) {
       const Rows hidden = gemma.forward(batch, stop, tap);
       if (consume)
@@ -146,6 +171,7 @@ void Session::run_rows(const Piece& piece, const StopToken* stop, const Progress
       else if (next == end)
         keep_logits(gemma, hidden.from(n_rows - 1, 1), end - 1);
     });
+    if (pos / kMarkEvery != next / kMarkEvery) snapshots_.mark(next, KvSnapshots::Kind::Within);
     pos = n_stored_ = next;
     if (progress) progress(next - piece.pos, end - piece.pos);
   }
@@ -161,10 +187,32 @@ Session::Piece Session::held_from(int64_t pos) const {
   return {std::span(tokens_).subspan(static_cast<size_t>(pos)), pos, media_};
 }
 
-// How many of the first `pos` tokens need not be read again, where the rows from there on are to be run.
-int64_t Session::valid_before(int64_t pos) const {
-  const int64_t n = std::min(n_stored_, pos);
-  return kv_.can_rewind(n) ? n : 0;
+// How many of the first `pos` tokens, which were stored, need not be read again where the rows from there on
+// are to be run. Reading again begins at no row inside a block.
+int64_t Session::ready_before(int64_t pos) const {
+  int64_t n = snapshots_.nearest(kv_, pos);
+  while (n < pos) {
+    const auto block = std::find_if(media_.begin(), media_.end(), [n](const MediaRows& m) {
+      return m.is_block && m.first < n && n < m.end();
+    });
+    if (block == media_.end()) break;
+    n = snapshots_.nearest(kv_, block->first);
+  }
+  return n;
+}
+
+// Makes the tokens before `pos`, or fewer, those that were read last.
+void Session::go_back(int64_t pos, const StopToken* stop) {
+  n_stored_ = ready_before(std::min(n_stored_, pos));
+  if (n_stored_ > 0)
+    snapshots_.restore(kv_, n_stored_, stop);
+  else
+    kv_.clear();
+}
+
+void Session::will_write(int64_t pos, int64_t end, const StopToken* stop) {
+  snapshots_.before_write(kv_, pos, end, stop);
+  kv_.will_write(end);
 }
 
 std::span<const float> Session::logits(const StopToken* stop) {
@@ -172,8 +220,7 @@ std::span<const float> Session::logits(const StopToken* stop) {
   if (logits_.empty()) {  // after a rewind or a cancelled call
     // The last row is enough, also where it ends a block: the keys and values of the others, which saw it,
     // stay.
-    n_stored_ = valid_before(n_tokens() - 1);
-    if (n_stored_ == 0) kv_.clear();
+    go_back(n_tokens() - 1, stop);
     run_rows(held_from(n_stored_), stop, {}, nullptr, {});
   }
   return logits_;
@@ -195,15 +242,14 @@ void Session::rewind(int64_t n) {
   tokens_.resize(static_cast<size_t>(n));
   while (!media_.empty() && media_.back().first >= n) media_.pop_back();
   if (!media_.empty()) media_.back().n_rows = std::min(media_.back().n_rows, n - media_.back().first);
-  n_stored_ = valid_before(n);
-  if (n_stored_ == 0) kv_.clear();
+  snapshots_.forget_from(n);
+  n_stored_ = std::min(n_stored_, n);
 }
 
 // Re-reads kept tokens whose keys and values are gone.
 void Session::replay(const StopToken* stop) {
+  go_back(n_tokens(), stop);
   if (n_stored_ == n_tokens()) return;
-  n_stored_ = valid_before(n_stored_);
-  if (n_stored_ == 0) kv_.clear();
   run_rows(held_from(n_stored_), stop, {}, nullptr, [](Gemma4&, int64_t, Rows) {});
 }
 
@@ -234,7 +280,7 @@ void Session::append_together(std::span<Session* const> sessions,
   for (size_t s = 0; s < sessions.size(); ++s) {
     Session& session = *sessions[s];
     session.logits_.clear();
-    session.kv_.will_write(session.n_tokens() + static_cast<int64_t>(pieces[s].size()));
+    session.will_write(session.n_tokens(), session.n_tokens() + static_cast<int64_t>(pieces[s].size()), stop);
   }
   model.run(static_cast<int64_t>(tokens.size()), stop, [&](Gemma4& gemma) {
     const Rows hidden = gemma.forward({tokens, positions, sequences, {}}, stop, nullptr);

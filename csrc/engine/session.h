@@ -9,8 +9,10 @@
 
 #include "core/stop_token.h"
 #include "engine/loaded_model.h"
+#include "engine/memory_plan.h"
 #include "engine/sampler.h"
 #include "model/kv_cache.h"
+#include "model/kv_snapshots.h"
 
 namespace gemmule {
 
@@ -27,12 +29,17 @@ struct MediaRows {
 
 class Session {
  public:
-  // Throws NotEnoughMemoryError with need, have and the largest context that fits.
-  Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, DType kv_type);
+  // snapshot_limit: bytes for what the sliding rings overwrite. Throws NotEnoughMemoryError with need, have
+  // and the largest context that fits.
+  Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, DType kv_type,
+          int64_t snapshot_limit = kAutoSnapshots);
 
   int64_t n_ctx() const { return kv_.n_ctx(); }
   int64_t kv_bytes() const { return kv_.size_bytes(); }
+  int64_t snapshot_bytes() const { return snapshots_.size_bytes(); }
+  int64_t snapshot_limit() const { return snapshots_.limit(); }
   const std::vector<int32_t>& tokens() const { return tokens_; }
+  const std::vector<MediaRows>& media() const { return media_; }  // by position, ascending
   LoadedModel& model() { return *model_; }
 
   // Called with (rows done, rows in all) after every step.
@@ -61,9 +68,16 @@ class Session {
 
   Sampled sample(Sampler& sampler, size_t n_prompt, std::span<const uint32_t> mask = {});
 
-  // Keeps the first n tokens. Where a sliding window has already been overwritten, the next append first
-  // re-reads the kept tokens. Throws std::invalid_argument for an n inside a block.
+  // Keeps the first n tokens. Where a sliding window has already been overwritten and nothing of it was kept,
+  // the next call that computes first reads tokens again. Places where an append of several tokens began or
+  // ended are kept in mind. Throws std::invalid_argument for an n inside a block.
   void rewind(int64_t n);
+  // How many of the tokens the next append need not read again.
+  int64_t n_ready() const { return ready_before(std::min(n_stored_, n_tokens())); }
+
+  // A second timeline with the same content: copies the positions in use; what the rings had overwritten is
+  // shared. Throws NotEnoughMemoryError, Cancelled.
+  Session fork(const StopToken* stop = nullptr) const;
 
   // Appends one piece to each of several sessions of one model in shared steps. Gives the same bits as one by
   // one.
@@ -71,6 +85,8 @@ class Session {
                               std::span<const std::vector<int32_t>> pieces, const StopToken* stop);
 
  private:
+  friend struct SessionFile;
+
   // Tokens with the position of the first one, and the media of the session by position.
   struct Piece {
     std::span<const int32_t> tokens;
@@ -84,7 +100,9 @@ class Session {
   Piece held_from(int64_t pos) const;
   void check_ids(std::span<const int32_t> tokens) const;
   void check_media(std::span<const MediaRows> media, int64_t n) const;
-  int64_t valid_before(int64_t pos) const;
+  int64_t ready_before(int64_t pos) const;
+  void go_back(int64_t pos, const StopToken* stop);
+  void will_write(int64_t pos, int64_t end, const StopToken* stop);
   void replay(const StopToken* stop);
   int64_t step_end(const Piece& piece, int64_t pos) const;
   void reserve_step(int64_t n_rows);
@@ -93,11 +111,13 @@ class Session {
   void keep_logits(Gemma4& gemma, Rows last_hidden, int64_t position);
 
   std::shared_ptr<LoadedModel> model_;
+  DType kv_type_;
   KvCache kv_;
   std::vector<int32_t> tokens_;
   std::vector<MediaRows> media_;  // of tokens_, by position, ascending
-  // Tokens whose keys and values are valid; less than tokens_.size() after a deep rewind. Inside a
-  // block only where its last row is all that is to be run again.
+  KvSnapshots snapshots_;
+  // Tokens whose keys and values were stored, those in the rings until overwritten; can be less than
+  // tokens_.size(). Inside a block only where its last row is all that is to be run again.
   int64_t n_stored_ = 0;
   std::vector<int64_t> positions_;        // of the rows of a step
   std::vector<Batch::Media> step_media_;  // of a step

@@ -25,21 +25,17 @@ KvView view_of(const LayerConfig& layer, int64_t ring, DType dtype, const Arena&
   return {dtype, layer.n_kv_heads, layer.head_dim, ring, memory.data(), memory.data() + memory.size() / 2};
 }
 
-// Positions [begin, end), which both have slots for.
-void move_positions(const KvView& from, const KvView& to, int64_t begin, int64_t end) {
-  const int64_t slot_bytes = from.head_dim * dtype_info(from.dtype).block_bytes;
+}  // namespace
+
+void copy_positions(const KvPlane& from, const KvPlane& to, int64_t begin, int64_t end) {
   for (int64_t p = begin, n; p < end; p += n) {  // runs that wrap in neither ring
     n = std::min({end - p, from.ring - p % from.ring, to.ring - p % to.ring});
-    for (int64_t head = 0; head < from.n_kv_heads; ++head) {
-      const int64_t source = (head * from.ring + p % from.ring) * slot_bytes;
-      const int64_t target = (head * to.ring + p % to.ring) * slot_bytes;
-      std::memcpy(to.k + target, from.k + source, static_cast<size_t>(n * slot_bytes));
-      std::memcpy(to.v + target, from.v + source, static_cast<size_t>(n * slot_bytes));
-    }
+    for (int64_t head = 0; head < from.n_heads; ++head)
+      std::memcpy(to.data + (head * to.ring + p % to.ring) * to.row_bytes,
+                  from.data + (head * from.ring + p % from.ring) * from.row_bytes,
+                  static_cast<size_t>(n * from.row_bytes));
   }
 }
-
-}  // namespace
 
 int64_t KvCache::plan_bytes(const Config& config, int64_t n_ctx, DType dtype, int64_t max_rows) {
   int64_t n_bytes = 0;
@@ -85,19 +81,49 @@ void KvCache::reserve_rows(int64_t max_rows) {
       layers_[i] = layers_[static_cast<size_t>(layer.kv_from)];
     } else if (layer.is_sliding && layers_[i].ring < ring) {
       Arena larger(layer_bytes(layer, ring, dtype_));
-      const KvView view = view_of(layer, ring, dtype_, larger);
-      move_positions(layers_[i], view, held, written_);
-      memory_[i] = std::move(larger);
-      layers_[i] = view;
+      const std::vector<KvPlane> from = planes(static_cast<int64_t>(i));
+      std::swap(memory_[i], larger);  // `from` stays valid until the end of the block
+      layers_[i] = view_of(layer, ring, dtype_, memory_[i]);
+      const std::vector<KvPlane> to = planes(static_cast<int64_t>(i));
+      for (size_t k = 0; k < to.size(); ++k) copy_positions(from[k], to[k], held, written_);
     }
   }
   sliding_ring_ = ring;
   first_held_ = held;
 }
 
+std::vector<KvPlane> KvCache::planes(int64_t i) const {
+  if (!shapes_[static_cast<size_t>(i)].owns_kv()) return {};
+  const KvView& layer = this->layer(i);
+  const int64_t row_bytes = layer.head_dim * dtype_info(layer.dtype).block_bytes;
+  return {{layer.k, layer.n_kv_heads, layer.ring, row_bytes},
+          {layer.v, layer.n_kv_heads, layer.ring, row_bytes}};
+}
+
+void KvCache::copy_from(const KvCache& other, int64_t n, const StopToken* stop) {
+  constexpr int64_t kPiece = 4096;  // positions between two looks at the stop token
+  const int64_t held = std::min(n, std::max(other.first_held(), n - sliding_ring_));
+  for (int64_t i = 0; i < n_layers(); ++i) {
+    const std::vector<KvPlane> from = other.planes(i), to = planes(i);
+    for (size_t k = 0; k < to.size(); ++k)
+      for (int64_t p = is_sliding(i) ? held : 0; p < n; p += kPiece) {
+        if (stop != nullptr) stop->check();
+        copy_positions(from[k], to[k], p, std::min(n, p + kPiece));
+      }
+  }
+  filled(held, n);
+}
+
+void KvCache::filled(int64_t first, int64_t end) {
+  first_held_ = first;
+  written_ = end;
+}
+
 void KvCache::will_write(int64_t end) { written_ = std::max(written_, end); }
 
-int64_t KvCache::first_held() const { return std::max(first_held_, written_ - sliding_ring_); }
+int64_t KvCache::first_held_after(int64_t end) const {
+  return std::max(first_held_, std::max(written_, end) - sliding_ring_);
+}
 
 bool KvCache::can_rewind(int64_t n) const {
   return n == 0 || std::max<int64_t>(0, n - (window_ - 1)) >= first_held();

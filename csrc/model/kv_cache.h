@@ -9,9 +9,20 @@
 
 #include "backend/backend.h"
 #include "core/arena.h"
+#include "core/stop_token.h"
 #include "model/config.h"
 
 namespace gemmule {
+
+// One array that a layer with a cache of its own keeps, whatever the number format: the bytes of position p
+// of a head are row p % ring.
+struct KvPlane {
+  uint8_t* data = nullptr;  // [n_heads][ring][row_bytes]
+  int64_t n_heads = 0, ring = 0, row_bytes = 0;
+};
+
+// Positions [begin, end) between planes of one shape that have slots for all of them.
+void copy_positions(const KvPlane& from, const KvPlane& to, int64_t begin, int64_t end);
 
 class KvCache {
  public:
@@ -21,6 +32,13 @@ class KvCache {
   // What layer i reads: its own keys and values, or those it shares.
   const KvView& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
   int64_t n_ctx() const { return n_ctx_; }
+
+  // What a copy of layer i consists of; empty where it shares the cache of another one.
+  std::vector<KvPlane> planes(int64_t i) const;
+  int64_t n_layers() const { return static_cast<int64_t>(shapes_.size()); }
+  bool is_sliding(int64_t i) const { return shapes_[static_cast<size_t>(i)].is_sliding; }
+  int64_t ring(int64_t i) const { return layers_[static_cast<size_t>(i)].ring; }
+  int64_t window() const { return window_; }
   int64_t size_bytes() const;
 
   // Makes room for steps of max_rows rows. Rings that are too small move to larger memory with all they hold.
@@ -35,11 +53,18 @@ class KvCache {
   // Whether positions [0, n) can be continued: the sliding rings must still hold the last window before n.
   bool can_rewind(int64_t n) const;
 
+  // The positions that the sliding rings hold: [first_held(), written()).
+  int64_t first_held() const { return first_held_after(written_); }
+  int64_t first_held_after(int64_t end) const;  // once positions up to `end` are stored
+  int64_t written() const { return written_; }
+  // Takes the first n positions, or what of them `other` still holds, of a cache of the same layers.
+  void copy_from(const KvCache& other, int64_t n, const StopToken* stop);
+  // To be told that the rings were filled from a copy and now hold [first, end).
+  void filled(int64_t first, int64_t end);
+
   static int64_t plan_bytes(const Config& config, int64_t n_ctx, DType dtype, int64_t max_rows);
 
  private:
-  int64_t first_held() const;  // the oldest position that the sliding rings hold
-
   int64_t n_ctx_;
   int64_t window_;
   int64_t sliding_ring_;

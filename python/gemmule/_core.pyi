@@ -117,9 +117,25 @@ class Model:
         n_ubatch: typing.SupportsInt | typing.SupportsIndex = 256,
         packing: str = "auto",
     ) -> None: ...
+    def load_session(
+        self,
+        path: str,
+        *,
+        n_ctx: typing.SupportsInt | typing.SupportsIndex = 0,
+        snapshot_limit: typing.SupportsInt | typing.SupportsIndex = -1,
+        stop: StopToken | None = None,
+    ) -> tuple[typing.Any, ...]:
+        """A session from a file, and the bytes that were saved with it. n_ctx 0: as saved."""
+
     def session(
-        self, *, n_ctx: typing.SupportsInt | typing.SupportsIndex, kv_type: str = "f16"
-    ) -> Session: ...
+        self,
+        *,
+        n_ctx: typing.SupportsInt | typing.SupportsIndex,
+        kv_type: str = "f16",
+        snapshot_limit: typing.SupportsInt | typing.SupportsIndex = -1,
+    ) -> Session:
+        """A new timeline. snapshot_limit: bytes for going back without reading again; 0: none, -1: chosen."""
+
     @property
     def architecture(self) -> str: ...
     @property
@@ -259,8 +275,14 @@ class Session:
     ) -> dict[str, typing.Any]:
         """Run tokens and return named intermediates: embed, attn_in.i, attn_heads.i, attn_out.i, ffn_in.i, ffn_act.i, ffn_out.i, layer_out.i, output_norm, and the others of docs/MODEL.md."""
 
+    def fork(self) -> Session:
+        """A second timeline with the same content."""
+
     def logits(self, *, stop: StopToken | None = None) -> numpy.typing.NDArray[numpy.float32]:
         """float32 [n_vocab] of the last token."""
+
+    def media(self) -> list[typing.Any]:
+        """(first row, float32 [n, d_model], bidirectional) of the media on the timeline."""
 
     def rewind(self, n: typing.SupportsInt | typing.SupportsIndex) -> None:
         """Keep the first n tokens; n must not lie inside an image."""
@@ -275,12 +297,25 @@ class Session:
     ) -> tuple[typing.Any, ...]:
         """(token, log-probability, alternatives) drawn from the logits of the last token; does not append. mask: uint32 words, bit t % 32 of word t // 32 allows token t."""
 
+    def save(
+        self, fd: typing.SupportsInt | typing.SupportsIndex, front: bytes, *, stop: StopToken | None = None
+    ) -> None:
+        """Write the session and some bytes of the caller's to an open file."""
+
     @property
     def kv_bytes(self) -> int: ...
     @property
     def n_ctx(self) -> int: ...
     @property
+    def n_ready(self) -> int:
+        """How many tokens the next append need not read again."""
+
+    @property
     def n_tokens(self) -> int: ...
+    @property
+    def snapshot_bytes(self) -> int: ...
+    @property
+    def snapshot_limit(self) -> int: ...
     @property
     def tokens(self) -> numpy.typing.NDArray[numpy.int32]: ...
 
@@ -358,6 +393,7 @@ def memory_plan(
     kv_type: str = "f16",
     n_ubatch: typing.SupportsInt | typing.SupportsIndex = 256,
     mmproj: GgufFile | None = None,
+    snapshot_limit: typing.SupportsInt | typing.SupportsIndex = 0,
 ) -> dict[str, typing.Any]:
     """Bytes a model needs, from its header alone."""
 

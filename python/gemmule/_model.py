@@ -8,14 +8,14 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
 from gemmule._cancel import cancelled_by
-from gemmule._checks import MAX_CONTEXT, MAX_THREADS, byte_size, kv_format, path_text, whole
+from gemmule._checks import MAX_CONTEXT, MAX_THREADS, byte_size, is_whole, kv_format, path_text, whole
 from gemmule._errors import Cancelled, DeviceError, Error
 from gemmule._inspect import info_of, section_file
 from gemmule._media.embedder import MediaFrontEnd, find_mmproj
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from gemmule._chat.template import ChatTemplate
 
 __all__ = ["Model"]
+
+SnapshotLimit: TypeAlias = int | str  # bytes, text such as 256MB, or "auto"
 
 _LEAST = 256  # tokens that an answer of unknown length must have room for
 
@@ -64,6 +66,7 @@ class Model:
         mmproj: str | os.PathLike[str] | Literal[False] | None = None,
         packed: bool | Literal["auto"] = "auto",
         memory_limit: int | str | None = None,
+        snapshot_limit: SnapshotLimit = "auto",
         isa: str | None = None,
     ) -> None:
         if device not in ("auto", "cpu"):
@@ -78,10 +81,18 @@ class Model:
         if not (packed == "auto" or isinstance(packed, bool)):
             raise TypeError(f"packed must be True, False or 'auto', not {packed!r}")
         limit = None if memory_limit is None else byte_size("memory_limit", memory_limit)
+        self._snapshot_limit = _snapshot_bytes(snapshot_limit)
         packing = {"auto": "auto", True: "always", False: "never"}[packed]
         self._file = file = _core.GgufFile(path_text(path))
         embedders = _mmproj_of(file, mmproj)
-        self._plan = choose_plan(file, n_ctx, kv_type=kv_type, memory_limit=limit, mmproj=embedders)
+        self._plan = choose_plan(
+            file,
+            n_ctx,
+            kv_type=kv_type,
+            memory_limit=limit,
+            mmproj=embedders,
+            snapshot_limit=self._snapshot_limit,
+        )
         self._room = Room(file, self._plan, limit)
         self._adapts = n_ctx == "auto"
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -190,7 +201,7 @@ class Model:
         logprobs: list[NDArray[np.float32]] = []
         tops: list[tuple[tuple[int, float], ...]] = []
         with self._lock:
-            session = self._engine().session(n_ctx=size, kv_type=self._plan.kv_type)
+            session = self._engine().session(n_ctx=size, kv_type=self._plan.kv_type, snapshot_limit=0)
             for i in range(n_windows):
                 window = ids[i * size : (i + 1) * size].copy()
                 if bos is not None:
@@ -355,9 +366,15 @@ class Model:
         return build_prompt(self._tokenizer, self._media, messages_or_text, add_bos=False).count
 
     def session(
-        self, *, system: str | None = None, n_ctx: int | None = None, kv_type: str | None = None
+        self,
+        *,
+        system: str | None = None,
+        n_ctx: int | None = None,
+        kv_type: str | None = None,
+        snapshot_limit: SnapshotLimit | None = None,
     ) -> Session:
-        """A new empty timeline; its context defaults to the model's. `system` begins its conversation.
+        """A new empty timeline; its context and limits default to the model's. `system` begins its
+        conversation.
 
         Throws NotEnoughMemoryError where its keys and values would not fit beside the weights and the other
         sessions.
@@ -365,7 +382,25 @@ class Model:
         kv_type = self._plan.kv_type if kv_type is None else kv_format(kv_type)
         size = self.n_ctx if n_ctx is None else whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
         least = min(size, _LEAST) if self._adapts and n_ctx is None else size
-        return self._new_session(size, least, kv_type, system)
+        return self._new_session(size, least, kv_type, self._snapshots(snapshot_limit), system)
+
+    def load_session(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int | None = None,
+        snapshot_limit: SnapshotLimit | None = None,
+        cancel: _core.StopToken | None = None,
+    ) -> Session:
+        """A session that `Session.save` has written, with the context it had or another one. Refuses files of
+        other models and damaged ones with FormatError.
+        """
+        check_callbacks(cancel, None)
+        size = 0 if n_ctx is None else whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
+        name, limit = path_text(path), self._snapshots(snapshot_limit)
+        with self._lock:
+            core, front = self._engine().load_session(name, n_ctx=size, snapshot_limit=limit, stop=cancel)
+            return Session._loaded(self, name, core, front)
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -393,13 +428,16 @@ class Model:
             raise Error("the model is closed")
         return self._core
 
+    def _snapshots(self, limit: SnapshotLimit | None) -> int:
+        return self._snapshot_limit if limit is None else _snapshot_bytes(limit)
+
     def _fresh(self, prompt: PromptLike) -> tuple[Prompt, _core.Session]:
         rows = build_prompt(self._tokenizer, self._media, prompt)
         n = max(len(rows), 1)
         if n > self.n_ctx:
             raise too_long(n, self.n_ctx)
         self._context(n, n, self._plan.kv_type)
-        return rows, self._engine().session(n_ctx=n, kv_type=self._plan.kv_type)
+        return rows, self._engine().session(n_ctx=n, kv_type=self._plan.kv_type, snapshot_limit=0)
 
     def _context(self, wanted: int, least: int, kv_type: str) -> int:
         """The context of a new session: `wanted`, or as much as fits, but at least `least`."""
@@ -410,12 +448,13 @@ class Model:
         left = self._room.left(self._engine().packed_bytes, reserved, unused)
         return self._room.context(wanted, least, kv_type, left)
 
-    def _new_session(self, wanted: int, least: int, kv_type: str, system: str | None = None) -> Session:
+    def _new_session(
+        self, wanted: int, least: int, kv_type: str, snapshot_limit: int, system: str | None = None
+    ) -> Session:
         with self._lock:
             n_ctx = self._context(wanted, least, kv_type)
-            session = Session(self, n_ctx=n_ctx, kv_type=kv_type, system=system)
-            self._sessions.add(session)
-        return session
+            core = self._engine().session(n_ctx=n_ctx, kv_type=kv_type, snapshot_limit=snapshot_limit)
+            return Session(self, core, kv_type=kv_type, system=system)
 
     def _rows(self, prompt: PromptLike, options: GenerateOptions, *, add_bos: bool = True) -> Prompt:
         """The rows of a prompt; none of one that was cancelled while its media were decoded."""
@@ -448,7 +487,7 @@ class Model:
         if request.max_tokens is not None and not thinks:
             n_ctx = max(1, min(n_ctx, n_prompt + request.max_tokens))
         least = min(n_ctx, n_prompt + (_LEAST if request.max_tokens is None else request.max_tokens))
-        session = self._new_session(n_ctx, max(1, least), self._plan.kv_type)
+        session = self._new_session(n_ctx, max(1, least), self._plan.kv_type, 0)
         running = session._start(request, owned=True)
         return running if stream else running.reply
 
@@ -486,6 +525,13 @@ class Model:
             (span.first + offset, media.embed(engine, span.source, stop), span.is_block and media.has_blocks)
             for span in spans
         ]
+
+
+def _snapshot_bytes(limit: SnapshotLimit) -> int:
+    """As the engine takes it: -1 lets it choose."""
+    if limit == "auto":
+        return -1
+    return 0 if is_whole(limit) and limit == 0 else byte_size("snapshot_limit", limit)
 
 
 def _mmproj_of(

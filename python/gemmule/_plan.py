@@ -13,9 +13,19 @@ from gemmule._checks import MAX_CONTEXT, kv_format, whole
 from gemmule._errors import NotEnoughMemoryError
 from gemmule._types import MemoryPlan, format_bytes
 
-__all__ = ["ContextSize", "checked_context", "choose_plan", "largest_context", "not_enough", "plan_for"]
+__all__ = [
+    "AUTO_SNAPSHOTS",
+    "ContextSize",
+    "checked_context",
+    "choose_plan",
+    "largest_context",
+    "not_enough",
+    "plan_for",
+]
 
 ContextSize = int | Literal["auto", "max"]
+
+AUTO_SNAPSHOTS = -1  # as the core takes it
 
 _STEP = 256  # contexts are compared in these steps: global layers keep whole chunks of so many positions
 _SPARE = 10  # one part in so many stays free when the context is chosen
@@ -30,13 +40,15 @@ def plan_for(
     n_ctx: int,
     kv_type: str = "f16",
     mmproj: _core.GgufFile | None = None,
-    snapshots: int = 0,
+    snapshot_limit: int = AUTO_SNAPSHOTS,
     memory_limit: int | None = None,
     reason: str = "",
 ) -> MemoryPlan:
     """What a file needs with a context of `n_ctx`."""
     n_ctx = whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
-    plan = _core.memory_plan(file, n_ctx=n_ctx, kv_type=kv_format(kv_type), mmproj=mmproj)
+    plan = _core.memory_plan(
+        file, n_ctx=n_ctx, kv_type=kv_format(kv_type), mmproj=mmproj, snapshot_limit=snapshot_limit
+    )
     available, runtime = plan["available"], _runtime(file)
     if memory_limit is not None:
         available = min(available, memory_limit) if available else memory_limit
@@ -45,9 +57,9 @@ def plan_for(
         kv=plan["kv"],
         scratch=plan["scratch"],
         media=plan["media"],
-        snapshots=snapshots,
+        snapshots=plan["snapshots"],
         runtime=runtime,
-        total=plan["total"] + snapshots + runtime,
+        total=plan["total"] + runtime,
         available=available,
         n_ctx=n_ctx,
         n_ctx_train=plan["n_ctx_train"],
@@ -96,7 +108,7 @@ def choose_plan(
     kv_type: str,
     memory_limit: int | None = None,
     mmproj: _core.GgufFile | None = None,
-    snapshots: int = 0,
+    snapshot_limit: int = AUTO_SNAPSHOTS,
 ) -> MemoryPlan:
     """Settles the context size, or refuses with the numbers.
 
@@ -110,7 +122,7 @@ def choose_plan(
             n_ctx=size,
             kv_type=kv_type,
             mmproj=mmproj,
-            snapshots=snapshots,
+            snapshot_limit=snapshot_limit,
             memory_limit=memory_limit,
             reason=reason,
         )

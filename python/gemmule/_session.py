@@ -7,14 +7,17 @@ it is not run again.
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
-from gemmule._checks import kv_format, whole
+from gemmule._cache import atomic_write
+from gemmule._checks import whole
 from gemmule._errors import Cancelled, Error
 from gemmule._prompt import EMPTY, Prompt, PromptLike, Span, count_of, identity
 from gemmule._request import ChatOptions, GenerateOptions, Progress, Request, check_callbacks
@@ -34,10 +37,18 @@ class Session:
     open.
     """
 
-    def __init__(self, model: "Model", *, n_ctx: int, kv_type: str, system: str | None = None) -> None:
+    def __init__(
+        self,
+        model: "Model",
+        core: _core.Session,
+        *,
+        kv_type: str | None = None,
+        system: str | None = None,
+    ) -> None:
         self._model = model
-        self._kv_type = kv_format(kv_type)
-        self._core: _core.Session | None = model._engine().session(n_ctx=n_ctx, kv_type=self._kv_type)
+        self._core: _core.Session | None = core
+        self._kv_type = model.plan.kv_type if kv_type is None else kv_type
+        model._sessions.add(self)
         self._timeline: list[int] = []  # kept here because the engine cannot be asked while it runs
         self._spans: list[Span] = []  # the pictures and sounds on the timeline
         self._n_pending = 0  # how many at the end of the timeline have not been run yet
@@ -209,6 +220,42 @@ class Session:
             ]
             self._n_pending = max(0, n - run)
 
+    def fork(self) -> "Session":
+        """A second session with the same timeline and conversation; from here on each goes its own way.
+
+        Copies the part of the KV cache that is in use.
+        """
+        with self._model._lock:
+            self._idle()
+            self._close_stream()
+            self._model._context(self.n_ctx, min(self.n_ctx, self.n_tokens + 1), self._kv_type)
+            other = Session(self._model, self._engine().fork(), kv_type=self._kv_type)
+            other._timeline = list(self._timeline)
+            other._spans = list(self._spans)
+            other._n_pending = self._n_pending
+            other._messages = self._messages
+            return other
+
+    def save(self, path: "str | os.PathLike[str]", *, cancel: _core.StopToken | None = None) -> None:
+        """Writes the session to a file: tokens, KV cache, media and conversation. `Model.load_session` goes
+        on with it as if it had never stopped. The file appears only when it is complete.
+        """
+        check_callbacks(cancel, None)
+        from gemmule._session_file import pack
+
+        with self._model._lock:
+            self._idle()
+            self._close_stream()
+            core = self._engine()
+            pending = self._timeline[self.n_tokens - self._n_pending :]
+            self._busy = True
+            try:
+                front = pack(self._model, pending, self._spans, self._messages, cancel)
+                with atomic_write(Path(path)) as file:
+                    core.save(file.fileno(), front, stop=cancel)
+            finally:
+                self._busy = False
+
     def close(self) -> None:
         """Frees the KV cache. Calling it again does nothing."""
         with self._model._lock:
@@ -228,6 +275,22 @@ class Session:
 
     # -- used by Model and Stream --------------------------------------------------------------------------
 
+    @classmethod
+    def _loaded(cls, model: "Model", path: str, core: _core.Session, front: bytes) -> "Session":
+        from gemmule._session_file import unpack
+
+        session = cls(model, core)
+        pending, session._spans, session._messages = unpack(path, core, front)
+        session._timeline = [*core.tokens.tolist(), *model.tokenizer.check_ids(pending)]
+        session._n_pending = len(pending)
+        session._check_room(0)
+        return session
+
+    @property
+    def _n_ready(self) -> int:
+        """How many tokens of the timeline the next call need not run."""
+        return self._engine().n_ready
+
     def _rows(self, prompt: PromptLike, options: GenerateOptions) -> Prompt:
         return self._model._rows(prompt, options, add_bos=self.n_tokens == 0)
 
@@ -236,10 +299,6 @@ class Session:
         spans = (*self._spans, *(span.moved(self.n_tokens) for span in rows.spans))
         tokens = (*self._timeline, *rows.tokens)
         return Prompt(tokens, rows.text, count_of(len(tokens), spans), rows.warnings, spans)
-
-    def _n_cached(self) -> int:
-        """How many tokens of the timeline need not be run any more."""
-        return len(self._timeline) - self._n_pending
 
     def _kv_bytes(self) -> tuple[int, int]:
         """What the keys and values may take, and what those of the tokens so far have taken."""

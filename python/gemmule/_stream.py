@@ -56,10 +56,10 @@ class Stream:
         self._calls: list[ToolCall] = []
         self._logprobs: list[TokenLogprob] = []
         self._warnings = list(request.warnings)
-        self._held = session.n_tokens  # prompt tokens that are on the timeline already
-        self._cached = session._n_cached()  # those of them that need not be run
+        self._n_before = session.n_tokens  # on the timeline
+        self._n_again = 0  # of them had to be run now: the last one sampled, and what a deep rewind lost
         self._count = count_of(0, (*session._spans, *request.prompt.spans))  # media of the whole prompt
-        self._n_prompt = 0  # prompt tokens really run
+        self._n_prompt = 0  # new prompt tokens that were run
         self._n_thinking = 0  # answer tokens that were thinking
         self._error: Exception | None = None
         self._parsed: Any = None
@@ -140,17 +140,19 @@ class Stream:
             finish_reason=self._finish,
             seed=self._request.params.seed,
             usage=Usage(
-                prompt_tokens=self._cached + n_prompt,
-                cached_tokens=self._cached,
+                prompt_tokens=self._n_before + n_prompt,
+                cached_tokens=self._n_before - self._n_again,
                 completion_tokens=n_answer,
-                total_tokens=self._cached + n_prompt + n_answer,
+                total_tokens=self._n_before + n_prompt + n_answer,
                 image_tokens=count.image,
                 audio_tokens=count.audio,
                 video_tokens=count.video,
                 reasoning_tokens=self._n_thinking,
                 dropped_tokens=self._request.dropped_tokens,
             ),
-            timings=Timings.of(n_prompt, self._prompt_seconds, n_answer, self._seconds, self._n_steps),
+            timings=Timings.of(
+                n_prompt + self._n_again, self._prompt_seconds, n_answer, self._seconds, self._n_steps
+            ),
             logprobs=None if self._request.n_logprobs is None else tuple(self._logprobs),
             warnings=(*context_warnings(n_ctx, model.plan.n_ctx_train), *self._warnings),
             thinking="".join(self._thoughts),
@@ -203,8 +205,9 @@ class Stream:
         try:
             if request.make_constraint is not None:
                 self._constraint = request.make_constraint()
+            n_again = self._n_before - session._n_ready
             session._advance(request.prompt, self._stop, request.progress)
-            self._n_prompt = self._held + len(request.prompt) - self._cached
+            self._n_prompt, self._n_again = len(request.prompt), n_again
         except Cancelled:
             return "cancelled"
         finally:
@@ -263,7 +266,7 @@ class Stream:
             mask = None if self._constraint is None else self._constraint.mask()
             try:
                 token, logprob, top = session._sample(
-                    sampler, self._held + len(self._request.prompt), mask, self._stop
+                    sampler, self._n_before + len(self._request.prompt), mask, self._stop
                 )
             except ValueError as error:
                 if mask is None:

@@ -151,7 +151,8 @@ def test_embedders_and_an_image_are_counted(tmp_path: Path) -> None:
     plan = gemmule.estimate(path, n_ctx=1024)
     file = _core.GgufFile(str(path))
     assert plan.media > 0
-    assert plan.total == plan.weights + plan.kv + plan.scratch + plan.media
+    parts = plan.weights + plan.kv + plan.scratch + plan.runtime + plan.snapshots
+    assert plan.total == parts + plan.media
     assert "media" in str(plan)
     assert plan_for(file, n_ctx=1024).media == 0
     with gemmule.Model(path, n_ctx=1024, mmproj=False) as model:
@@ -171,5 +172,6 @@ def test_show_memory_prints_a_table(tiny_gemma4_path: Path) -> None:
     rows = json.loads(run("--kv", "f32", "--json").output)["memory"]
     assert [row["n_ctx"] for row in rows][:2] == [512, 1024]
     assert {row["kv_type"] for row in rows} == {"f32"}
-    assert all(row["total"] == row["weights"] + row["kv"] + row["scratch"] for row in rows)
+    parts = ("weights", "kv", "scratch", "runtime", "snapshots", "media", "drafter")
+    assert all(row["total"] == sum(row[part] for part in parts) for row in rows)
     assert run("--kv", "f13").exit_code != 0

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gemmule import _core
 from gemmule._errors import FormatError, UnsupportedError
 from gemmule._media.cache import EmbeddingCache
-from gemmule._media.parts import Audio, Image, MediaPart
+from gemmule._media.parts import Audio, Image, Kept, KeptRows, MediaPart
 from gemmule._media.settings import MediaSettings
 
 if TYPE_CHECKING:
@@ -87,6 +87,9 @@ class MediaFrontEnd:
         Throws MediaError for what cannot be read, UnsupportedError for what the model does not take.
         """
         settings = self.settings
+        if isinstance(part.src, Kept):
+            kept = part.src
+            return [p if isinstance(p, str) else self._piece(*p) for p in kept.pieces], kept.notes
         if isinstance(part, Image):
             from gemmule._media.image import prepare_image
 
@@ -115,20 +118,12 @@ class MediaFrontEnd:
         self, model: _core.Model, source: Prepared, stop: _core.StopToken | None
     ) -> NDArray[np.float32]:
         """The rows that stand for a prepared picture or sound: float32 [n_tokens, d_model]."""
-        return self.cache.get(source.key, lambda: self._compute(model, source, stop))
-
-    def _compute(
-        self, model: _core.Model, source: Prepared, stop: _core.StopToken | None
-    ) -> NDArray[np.float32]:
-        from gemmule._media.audio import PreparedAudio
-        from gemmule._media.image import PreparedImage
-
         if self._embedder is None:
             self._embedder = self._opened(model)
-        if isinstance(source, PreparedImage):
-            return self._embedder.embed_image(source.pixels, stop=stop)
-        assert isinstance(source, PreparedAudio)
-        return self._embedder.embed_audio(source.samples, stop=stop)
+        embedder = self._embedder
+        if isinstance(source, KeptRows):
+            return source.rows
+        return self.cache.get(source.key, lambda: _compute(embedder, source, stop))
 
     def _opened(self, model: _core.Model) -> _core.MediaEmbedder:
         """The embedder. Its tensors must have the shapes that the file's settings promise: a prompt is laid
@@ -172,6 +167,18 @@ class MediaFrontEnd:
         if begin is None or soft is None or end is None:
             raise FormatError(f"{self._where}: the vocabulary has no tokens that stand for {kind}")
         return MediaPiece(kind, source, (begin, soft, end))
+
+
+def _compute(
+    embedder: _core.MediaEmbedder, source: Prepared, stop: _core.StopToken | None
+) -> NDArray[np.float32]:
+    from gemmule._media.audio import PreparedAudio
+    from gemmule._media.image import PreparedImage
+
+    if isinstance(source, PreparedImage):
+        return embedder.embed_image(source.pixels, stop=stop)
+    assert isinstance(source, PreparedAudio)
+    return embedder.embed_audio(source.samples, stop=stop)
 
 
 def find_mmproj(path: Path, d_model: int) -> Path | None:

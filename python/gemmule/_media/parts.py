@@ -8,20 +8,44 @@ import math
 import os
 import sys
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemmule._checks import real, whole
 
-__all__ = ["Audio", "Image", "MediaPart", "Source", "Video"]
+__all__ = ["Audio", "Image", "Kept", "KeptRows", "MediaPart", "Source", "Video"]
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[Any] | Any"
 
 _MAX_TOKENS = 1 << 16
 _MAX_FRAMES = 1 << 20
 _MAX_RATE = 10**6
+
+
+@dataclass(frozen=True, eq=False)
+class KeptRows:
+    """The vectors of a picture or sound whose numbers are no longer at hand: float32 [n_tokens, d_model].
+    `key` is the hash of those numbers.
+    """
+
+    key: bytes
+    rows: NDArray[np.float32] = field(repr=False)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The source of a part that came back with a saved session: what the model saw of it, in pieces of text
+    and rows of a kind (image, audio or video), with the notes of its first decoding.
+    """
+
+    pieces: tuple[str | tuple[Literal["image", "audio", "video"], KeptRows], ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -127,6 +151,8 @@ def _source(src: Any, kind: str, *, arrays: bool, pictures: bool) -> Any:
         return src
     if isinstance(src, bytes | bytearray | memoryview):
         return bytes(src)
+    if isinstance(src, Kept):
+        return src
     if isinstance(src, os.PathLike):
         path = os.fspath(src)
         return path if isinstance(path, str) else os.fsdecode(path)
@@ -157,6 +183,8 @@ def _repr(part: Any, **options: Any) -> str:
         shown = f"<{len(src)} bytes>"
     elif isinstance(src, np.ndarray):
         shown = f"<{src.dtype} {list(src.shape)}>"
+    elif isinstance(src, Kept):
+        shown = "<from a saved session>"
     elif isinstance(src, str):
         shown = repr(src if len(src) <= 60 else f"...{src[-57:]}")
     else:

@@ -169,6 +169,8 @@ def _print_memory(plans: "list[MemoryPlan]") -> None:
         "weights": [plan.weights for plan in plans],
         "KV cache": [plan.kv for plan in plans],
         "scratch": [plan.scratch for plan in plans],
+        "runtime": [plan.runtime for plan in plans],
+        "snapshots": [plan.snapshots for plan in plans],
         "media": [plan.media for plan in plans],
         "total": [plan.total for plan in plans],
     }
