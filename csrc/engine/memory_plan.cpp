@@ -84,7 +84,7 @@ int64_t available_memory() {
 }
 
 MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64_t n_ubatch,
-                       const GgufFile* mmproj, int64_t snapshot_limit) {
+                       const GgufFile* mmproj, int64_t snapshot_limit, bool packing) {
   check_ubatch(n_ubatch);
   const Config config = Config::from_gguf(file);
   MemoryPlan plan;
@@ -96,7 +96,7 @@ MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64
   }
   plan.kv = KvCache::plan_bytes(config, n_ctx, kv_type, n_ubatch);
   // One row of logits: of the others, which scores need, memory is taken only as they are used.
-  plan.scratch = Gemma4::scratch_bytes(config, n_ubatch, 1) + std::min(largest, kRepackPiece);
+  plan.scratch = Gemma4::scratch_bytes(config, n_ubatch, 1) + (packing ? std::min(largest, kRepackPiece) : 0);
   if (mmproj != nullptr) {
     for (const GgufTensor& tensor : mmproj->tensors()) plan.media += static_cast<int64_t>(tensor.n_bytes);
     if (kImageRows > n_ubatch)

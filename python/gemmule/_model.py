@@ -92,6 +92,7 @@ class Model:
             memory_limit=limit,
             mmproj=embedders,
             snapshot_limit=self._snapshot_limit,
+            packing=packing != "never",
         )
         self._room = Room(file, self._plan, limit)
         self._adapts = n_ctx == "auto"

@@ -41,13 +41,19 @@ def plan_for(
     kv_type: str = "f16",
     mmproj: _core.GgufFile | None = None,
     snapshot_limit: int = AUTO_SNAPSHOTS,
+    packing: bool = True,
     memory_limit: int | None = None,
     reason: str = "",
 ) -> MemoryPlan:
     """What a file needs with a context of `n_ctx`."""
     n_ctx = whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
     plan = _core.memory_plan(
-        file, n_ctx=n_ctx, kv_type=kv_format(kv_type), mmproj=mmproj, snapshot_limit=snapshot_limit
+        file,
+        n_ctx=n_ctx,
+        kv_type=kv_format(kv_type),
+        mmproj=mmproj,
+        snapshot_limit=snapshot_limit,
+        packing=packing,
     )
     available, runtime = plan["available"], _runtime(file)
     if memory_limit is not None:
@@ -109,6 +115,7 @@ def choose_plan(
     memory_limit: int | None = None,
     mmproj: _core.GgufFile | None = None,
     snapshot_limit: int = AUTO_SNAPSHOTS,
+    packing: bool = True,
 ) -> MemoryPlan:
     """Settles the context size, or refuses with the numbers.
 
@@ -123,6 +130,7 @@ def choose_plan(
             kv_type=kv_type,
             mmproj=mmproj,
             snapshot_limit=snapshot_limit,
+            packing=packing,
             memory_limit=memory_limit,
             reason=reason,
         )
