@@ -1,39 +1,67 @@
-// Speed of the attention kernel of each instruction-set level on one core, in GMAC/s: the multiply-adds of
-// q.k and p.v at the visible positions, over thread CPU time (a shared machine does not count). Best of
-// several runs. Run: attention_bench [isa]
-#include <ctime>
-
+// Speed of the attention kernel of each instruction-set level on one core, in GMAC/s and as a share of the
+// f32 multiply-adds the core can do: q.k and p.v at the visible positions, over thread CPU time (a shared
+// machine does not count). Best of several runs. Shapes: steps of a prompt; decode at three depths for the
+// two kinds of layers of Gemma 4 12B. The last lines are decode steps through the whole backend, on all
+// threads, over wall time. Run: attention_bench [isa]
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
-#include <random>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "backend/backend.h"
 #include "backend/cpu/kernel_select.h"
+#include "bench.h"
+#include "peaks.h"
 
 namespace {
+
+using gemmule::DType;
+using gemmule::KvKind;
+using gemmule::bench::thread_seconds;
+using gemmule::bench::wall_seconds;
 
 struct Shape {
   const char* what;
   int tokens, heads, head_dim;
   int64_t context;  // positions the last token sees
-  bool f16;
+  KvKind kind;
+  int n_turned;
 };
 
 constexpr Shape kShapes[] = {
-    {"prefill 16 tokens x 4 heads", 16, 4, 256, 512, true},
-    {"prefill 16 tokens x 4 heads", 16, 4, 256, 512, false},
-    {"prefill 64 tokens x 1 head", 64, 1, 256, 1024, true},
-    {"prefill 32 tokens x 2 heads", 32, 2, 256, 1024, true},
-    {"prefill 4 tokens x 16 heads", 4, 16, 512, 2048, true},
-    {"verify 4 tokens x 2 heads", 4, 2, 256, 1024, true},
-    {"decode 1 token x 16 heads", 1, 16, 512, 2048, true},
-    {"decode 1 token x 4 heads", 1, 4, 256, 1024, true},
-    {"decode 1 token x 4 heads", 1, 4, 256, 1024, false},
-    {"decode 1 token x 2 heads", 1, 2, 256, 1024, true},
-    {"decode 1 token x 1 head", 1, 1, 256, 1024, true},
+    {"prefill 16 tokens x 4 heads", 16, 4, 256, 512, KvKind::F16, 0},
+    {"prefill 16 tokens x 4 heads", 16, 4, 256, 512, KvKind::F32, 0},
+    {"prefill 64 tokens x 1 head", 64, 1, 256, 1024, KvKind::F16, 0},
+    {"prefill 32 tokens x 2 heads", 32, 2, 256, 1024, KvKind::F16, 0},
+    {"prefill 4 tokens x 16 heads", 4, 16, 512, 2048, KvKind::F16, 0},
+    {"prefill 4 tokens x 16 heads", 4, 16, 512, 2048, KvKind::F16, 64},
+    {"prefill 4 tokens x 16 heads", 4, 16, 512, 2048, KvKind::Q8_0, 64},
+    {"verify 4 tokens x 2 heads", 4, 2, 256, 1024, KvKind::F16, 0},
+    {"decode 1 token x 8 heads", 1, 8, 512, 4096, KvKind::F16, 0},
+    {"decode 1 token x 4 heads", 1, 4, 256, 1024, KvKind::F16, 0},
+    {"decode 1 token x 1 head", 1, 1, 256, 1024, KvKind::F16, 0},
+    {"decode sliding, 2 heads", 1, 2, 256, 1024, KvKind::F16, 0},
+    {"decode sliding, 2 heads", 1, 2, 256, 1024, KvKind::F32, 0},
+    {"decode sliding, 2 heads", 1, 2, 256, 1024, KvKind::Q8_0, 0},
+    {"decode global, 16 heads", 1, 16, 512, 4096, KvKind::F16, 0},
+    {"decode global, 16 heads", 1, 16, 512, 4096, KvKind::F16, 64},
+    {"decode global, 16 heads", 1, 16, 512, 4096, KvKind::Q8_0, 64},
+    {"decode global, 16 heads", 1, 16, 512, 16384, KvKind::F16, 64},
+    {"decode global, 16 heads", 1, 16, 512, 16384, KvKind::Q8_0, 64},
+    {"decode global, 16 heads", 1, 16, 512, 32768, KvKind::F32, 64},
+    {"decode global, 16 heads", 1, 16, 512, 32768, KvKind::F16, 0},
+    {"decode global, 16 heads", 1, 16, 512, 32768, KvKind::F16, 64},
+    {"decode global, 16 heads", 1, 16, 512, 32768, KvKind::Q8_0, 64},
 };
+
+DType dtype_of(KvKind kind) {
+  return kind == KvKind::F32 ? DType::F32 : kind == KvKind::F16 ? DType::F16 : DType::Q8_0;
+}
+const char* name_of(KvKind kind) {
+  return kind == KvKind::F32 ? "f32" : kind == KvKind::F16 ? "f16" : "q8_0";
+}
 
 // Room for n values that starts at a cache line, as the engine's buffers do.
 template <class T>
@@ -50,27 +78,56 @@ class AlignedBuffer {
   size_t size_;
 };
 
-double thread_seconds() {
-  timespec t{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+// A cache of `heads` key/value heads full of small random numbers; what they are does not change the time.
+struct Cache {
+  gemmule::KvView view;
+  AlignedBuffer<uint8_t> memory;
+
+  Cache(KvKind kind, int64_t heads, int64_t dim, int64_t ring, int64_t n_turned)
+      : view{dtype_of(kind), heads, dim, ring, nullptr, nullptr, n_turned},
+        memory(static_cast<size_t>(heads * ring * (view.k_row() + view.v_row()))) {
+    view.k = memory.data();
+    view.v = view.k + heads * ring * view.k_row();
+    gemmule::bench::Lcg random;
+    if (kind == KvKind::F32) {
+      for (size_t i = 0; i + 4 <= memory.size(); i += 4)
+        *reinterpret_cast<float*>(memory.data() + i) = static_cast<float>(random.next() % 2048) / 1024 - 1;
+    } else if (kind == KvKind::F16) {  // exponents of 2^-7 to 1
+      for (size_t i = 0; i + 2 <= memory.size(); i += 2)
+        *reinterpret_cast<uint16_t*>(memory.data() + i) =
+            static_cast<uint16_t>((random.next() & 0x9fff) | 0x2000);
+    } else {  // any bytes as codes, scales of about 1/128
+      for (uint8_t& byte : memory) byte = static_cast<uint8_t>(random.next());
+      for (size_t i = 0; i + 34 <= memory.size(); i += 34)
+        *reinterpret_cast<uint16_t*>(memory.data() + i) = 0x2000;
+    }
+  }
+};
+
+double peak_of(std::string_view level) {
+  const bool is_512 = level == "avx512";
+  for (const gemmule::bench::Peak& peak : gemmule::bench::peaks()) {
+    const std::string_view name = peak.name;
+    if (!name.starts_with("f32") || (name.ends_with("zmm") != is_512 && name != "f32 fmla")) continue;
+    double best = 0;
+    constexpr int64_t kRounds = 1'000'000;
+    for (int run = 0; run < 5; ++run) {
+      const double start = thread_seconds();
+      peak.run(kRounds);
+      best = std::max(best, 1e-9 * peak.macs * kRounds / (thread_seconds() - start));
+    }
+    return best;
+  }
+  return 0;
 }
 
 double giga_macs_per_second(const gemmule::KernelTable& kernels, const Shape& s) {
   const int64_t ring = (s.context + 255) / 256 * 256;
-  std::mt19937 rng(1);
-  std::normal_distribution<float> normal;
+  Cache cache(s.kind, 1, s.head_dim, ring, s.n_turned);
   const auto rows = static_cast<size_t>(s.tokens) * static_cast<size_t>(s.heads);
-  const auto dim = static_cast<size_t>(s.head_dim);
-  AlignedBuffer<float> q(rows * dim), out(rows * dim);                         // [tokens][heads][head_dim]
-  AlignedBuffer<float> k32(static_cast<size_t>(ring) * dim), v32(k32.size());  // [ring][head_dim]
-  for (float& x : q) x = 0.1f * normal(rng);
-  for (float& x : k32) x = normal(rng);
-  for (float& x : v32) x = normal(rng);
-  AlignedBuffer<uint16_t> k16(k32.size()), v16(v32.size());
-  kernels.f32_to_f16(k32.data(), k16.data(), static_cast<int64_t>(k32.size()));
-  kernels.f32_to_f16(v32.data(), v16.data(), static_cast<int64_t>(v32.size()));
-
+  AlignedBuffer<float> q(rows * static_cast<size_t>(s.head_dim)), out(q.size());  // [tokens][heads][head_dim]
+  gemmule::bench::Lcg random;
+  for (float& x : q) x = 0.1f * (static_cast<float>(random.next() % 2048) / 1024 - 1);
   std::vector<int64_t> lo(static_cast<size_t>(s.tokens), 0), hi(static_cast<size_t>(s.tokens));
   double macs = 0;
   for (int t = 0; t < s.tokens; ++t) {
@@ -85,9 +142,12 @@ double giga_macs_per_second(const gemmule::KernelTable& kernels, const Shape& s)
   a.n_tokens = s.tokens;
   a.head_end = s.heads;
   a.head_dim = s.head_dim;
-  a.k = s.f16 ? static_cast<const void*>(k16.data()) : k32.data();
-  a.v = s.f16 ? static_cast<const void*>(v16.data()) : v32.data();
-  a.kv_f16 = s.f16;
+  a.n_turned = s.n_turned;
+  a.kind = s.kind;
+  a.k = cache.view.k;
+  a.v = cache.view.v;
+  a.k_row = cache.view.k_row();
+  a.v_row = cache.view.v_row();
   a.ring = ring;
   a.lo = lo.data();
   a.hi = hi.data();
@@ -108,17 +168,54 @@ double giga_macs_per_second(const gemmule::KernelTable& kernels, const Shape& s)
   return best;
 }
 
+// One token of all layers of a kind, as a decode step runs it: the cache of every layer is other memory.
+void backend_step(const char* what, KvKind kind, int64_t layers, int64_t kv_heads, int64_t dim,
+                  int64_t n_turned, int64_t context) {
+  const auto be = gemmule::open_cpu("", 0);
+  be->reserve(1, 16 * dim, dim);
+  const gemmule::Rows q = be->alloc(1, 16 * dim), y = be->alloc(1, 16 * dim);
+  std::fill_n(q.data, 16 * dim, 0.01f);
+  std::vector<Cache> caches;
+  caches.reserve(static_cast<size_t>(layers));
+  for (int64_t i = 0; i < layers; ++i)
+    caches.emplace_back(kind, kv_heads, dim, (context + 255) / 256 * 256, n_turned);
+  const std::vector<int64_t> lo = {0}, hi = {context};
+  double best = 1e9;
+  for (int run = 0; run < 5; ++run) {
+    const double start = wall_seconds();
+    for (const Cache& cache : caches) {
+      const gemmule::KvRun kv{0, 1, cache.view};
+      be->attend(y, q, std::span(&kv, 1), lo, hi);
+    }
+    best = std::min(best, wall_seconds() - start);
+  }
+  const double n_bytes =
+      static_cast<double>(layers * kv_heads * context * (caches[0].view.k_row() + caches[0].view.v_row()));
+  const double macs = 2.0 * static_cast<double>(layers * 16 * dim * context);
+  std::printf("%-28s %lld layers, %5lld positions %-4s %s %7.2f ms  %6.1f GMAC/s  %5.1f GB/s\n", what,
+              static_cast<long long>(layers), static_cast<long long>(context), name_of(kind),
+              n_turned > 0 ? "shared" : "      ", best * 1e3, macs / best * 1e-9, n_bytes / best * 1e-9);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const std::string only = argc > 1 ? argv[1] : "";
   for (const gemmule::KernelLevel& level : gemmule::kernel_levels(gemmule::detect_cpu_features())) {
     if (!level.supported || (!only.empty() && only != level.table->name)) continue;
+    const double peak = peak_of(level.table->name);
     for (const Shape& s : kShapes) {
-      std::printf("%-7s %-28s d=%d context=%-5lld %s  %6.2f GMAC/s\n", level.table->name, s.what, s.head_dim,
-                  static_cast<long long>(s.context), s.f16 ? "f16" : "f32",
-                  giga_macs_per_second(*level.table, s));
+      const double speed = giga_macs_per_second(*level.table, s);
+      std::printf("%-7s %-28s d=%d context=%-5lld %-4s %s %6.2f GMAC/s  %.2f\n", level.table->name, s.what,
+                  s.head_dim, static_cast<long long>(s.context), name_of(s.kind),
+                  s.n_turned > 0 ? "shared" : "      ", speed, peak > 0 ? speed / peak : 0);
     }
   }
+  for (const KvKind kind : {KvKind::F16, KvKind::Q8_0}) {
+    backend_step("decode step, sliding layers", kind, 40, 8, 256, 0, 1024);
+    for (const int64_t context : {4096, 16384, 32768})
+      backend_step("decode step, global layers", kind, 8, 1, 512, 64, context);
+  }
+  backend_step("decode step, global layers", KvKind::F16, 8, 1, 512, 0, 32768);
   return 0;
 }

@@ -31,14 +31,26 @@ struct Rows {
   }  // same memory, other shape
 };
 
-// Keys and values of one layer of one sequence. Position p lives in slot p % ring.
+// Keys and values of one layer of one sequence. Position p lives in slot p % ring. A row is the numbers of
+// one position and head; with Q8_0 in blocks of 32, the last one filled with zeros.
 struct KvView {
-  DType dtype = DType::F16;  // F16 or F32
+  DType dtype = DType::F16;  // F16, F32 or Q8_0
   int64_t n_kv_heads = 0;
   int64_t head_dim = 0;
   int64_t ring = 0;      // slots, a multiple of 256
-  uint8_t* k = nullptr;  // [n_kv_heads][ring][head_dim]
-  uint8_t* v = nullptr;  // [n_kv_heads][ring][head_dim]
+  uint8_t* k = nullptr;  // [n_kv_heads][ring] rows of k_dim()
+  uint8_t* v = nullptr;  // [n_kv_heads][ring] rows of head_dim
+  // Above 0: k holds only the numbers [0, n_turned) and [head_dim / 2, head_dim / 2 + n_turned) of each key,
+  // and attention takes the others from v.
+  int64_t n_turned = 0;
+
+  int64_t k_dim() const { return n_turned > 0 ? 2 * n_turned : head_dim; }
+  int64_t k_row() const { return row_size(k_dim()); }
+  int64_t v_row() const { return row_size(head_dim); }
+  int64_t row_size(int64_t n) const {
+    const int64_t block = dtype_info(dtype).block_size;
+    return row_bytes(dtype, (n + block - 1) / block * block);
+  }
 };
 
 // Consecutive rows of a step that belong to one sequence, with that sequence's cache for the layer at hand.
@@ -148,10 +160,11 @@ class Backend {
   // cos, sin: [x.n][n_rot]; n_rot 0: no rotation. x is [n][n_heads * head_dim].
   virtual void head_norm_rope(Rows x, int64_t head_dim, const Tensor& w, float eps, Rows cos, Rows sin,
                               float scale) = 0;
-  // Stores rows k, v [n][n_kv_heads * head_dim] at their positions; v empty: nothing to store for v.
+  // Stores rows k, v [n][n_kv_heads * head_dim] at their positions, in the form of the view.
   virtual void kv_append(std::span<const KvRun> runs, Rows k, Rows v, std::span<const int64_t> pos) = 0;
   // y [n][n_heads * head_dim]: softmax(q k) v over the positions lo[i] <= p < hi[i]; query head j reads
-  // key/value head j / (n_heads / n_kv_heads). q is already scaled.
+  // key/value head j / (n_heads / n_kv_heads). q is already scaled; where a key is part of the values, the
+  // numbers of q that meet them carry the weight by which the key differs.
   virtual void attend(Rows y, Rows q, std::span<const KvRun> runs, std::span<const int64_t> lo,
                       std::span<const int64_t> hi) = 0;
   // The n_used largest scores of each row [n, n_experts], the lower number first among equals, and

@@ -15,12 +15,6 @@ namespace py = pybind11;
 
 namespace gemmule {
 
-DType kv_dtype(const std::string& name) {
-  if (name == "f16") return DType::F16;
-  if (name == "f32") return DType::F32;
-  throw std::invalid_argument(cat("kv_type \"", name, "\" is not known; choose \"f16\" or \"f32\""));
-}
-
 namespace {
 
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
@@ -84,10 +78,10 @@ Floats embed_audio(LoadedMedia& self, const Floats& samples, const StopToken* st
 
 py::dict memory_plan(const GgufFile& file, int64_t n_ctx, const std::string& kv_type, int64_t n_ubatch,
                      const GgufFile* mmproj, int64_t snapshot_limit, bool packing) {
-  const DType dtype = kv_dtype(kv_type);
+  const KvTypes types = parse_kv_types(kv_type);
   if (n_ctx < 1 || n_ctx > kMaxContext)
     throw std::invalid_argument(cat("n_ctx is ", n_ctx, "; choose 1 to ", kMaxContext));
-  const MemoryPlan plan = plan_memory(file, n_ctx, dtype, n_ubatch, mmproj, snapshot_limit, packing);
+  const MemoryPlan plan = plan_memory(file, n_ctx, types, n_ubatch, mmproj, snapshot_limit, packing);
   py::dict out;
   out["weights"] = plan.weights;
   out["kv"] = plan.kv;

@@ -427,7 +427,7 @@ void bind_session(py::module_& m) {
       [](std::shared_ptr<LoadedModel> self, int64_t n_ctx, const std::string& kv_type,
          int64_t snapshot_limit) {
         return std::make_unique<LockedSession>(
-            Session(std::move(self), n_ctx, kv_dtype(kv_type), snapshot_limit));
+            Session(std::move(self), n_ctx, parse_kv_types(kv_type), snapshot_limit));
       },
       py::name("session"), py::is_method(model), py::kw_only(), py::arg("n_ctx"), py::arg("kv_type") = "f16",
       py::arg("snapshot_limit") = kAutoSnapshots,
@@ -447,6 +447,8 @@ void bind_session(py::module_& m) {
   const py::arg_v media = py::arg("media").noconvert() = Media();
   session.def_property_readonly("n_ctx", [](const LockedSession& s) { return s.session.n_ctx(); })
       .def_property_readonly("kv_bytes", [](const LockedSession& s) { return s.session.kv_bytes(); })
+      .def_property_readonly("kv_used_bytes",
+                             [](const LockedSession& s) { return s.session.kv_used_bytes(); })
       .def_property_readonly("n_tokens", [](const LockedSession& s) { return s.n_tokens.load(); })
       .def_property_readonly("tokens", &session_tokens)
       .def_property_readonly(

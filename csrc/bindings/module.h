@@ -3,10 +3,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <string>
-
-#include "core/dtype.h"
-
 namespace gemmule {
 
 void bind_errors(pybind11::module_& m);
@@ -15,7 +11,5 @@ void bind_model(pybind11::module_& m);    // StopToken, Model, MediaEmbedder
 void bind_session(pybind11::module_& m);  // after bind_model, whose classes it takes; so does the next
 void bind_encoder(pybind11::module_& m);
 void bind_strings(pybind11::module_& m);  // after bind_gguf, whose class it takes
-
-DType kv_dtype(const std::string& name);  // "f16" or "f32"; throws std::invalid_argument
 
 }  // namespace gemmule

@@ -1,6 +1,7 @@
 #include "core/arena.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <utility>
 
@@ -57,6 +58,13 @@ Arena& Arena::operator=(Arena&& other) noexcept {
   std::swap(before_, other.before_);
   std::swap(mapped_, other.mapped_);
   return *this;
+}
+
+void release_pages(uint8_t* begin, int64_t n_bytes) {
+  static const int64_t page = sysconf(_SC_PAGESIZE);
+  const auto address = reinterpret_cast<intptr_t>(begin);
+  const int64_t skip = (page - address % page) % page, n_pages = (n_bytes - skip) / page;
+  if (n_pages > 0) madvise(begin + skip, static_cast<size_t>(n_pages * page), MADV_DONTNEED);
 }
 
 }  // namespace gemmule

@@ -29,4 +29,8 @@ class Arena {
   int64_t mapped_ = 0;  // bytes in all
 };
 
+// Gives the whole pages inside [begin, begin + n_bytes) of an arena back to the system. What they held is
+// lost.
+void release_pages(uint8_t* begin, int64_t n_bytes);
+
 }  // namespace gemmule

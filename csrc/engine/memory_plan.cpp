@@ -54,10 +54,10 @@ int64_t cgroup_available() {
 }
 
 // What a session keeps of its sliding layers at most: nothing while their rings hold the whole context.
-int64_t snapshot_bytes(const Config& config, int64_t n_ctx, DType kv_type, int64_t n_ubatch, int64_t limit,
+int64_t snapshot_bytes(const Config& config, int64_t n_ctx, KvTypes kv_types, int64_t n_ubatch, int64_t limit,
                        int64_t available) {
   constexpr int64_t kStep = 256, kFar = kMaxContext;
-  const auto kv = [&](int64_t n) { return KvCache::plan_bytes(config, n, kv_type, n_ubatch); };
+  const auto kv = [&](int64_t n) { return KvCache::plan_bytes(config, n, kv_types, n_ubatch); };
   // Bytes of a position, in global and in sliding layers.
   const int64_t global = (kv(kFar) - kv(kFar - kStep)) / kStep, sliding = kv(kStep) / kStep - global;
   const int64_t ring = sliding > 0 ? (kv(kFar) - kFar * global) / sliding : kFar;
@@ -83,7 +83,7 @@ int64_t available_memory() {
   return available;
 }
 
-MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64_t n_ubatch,
+MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, KvTypes kv_types, int64_t n_ubatch,
                        const GgufFile* mmproj, int64_t snapshot_limit, bool packing) {
   check_ubatch(n_ubatch);
   const Config config = Config::from_gguf(file);
@@ -94,17 +94,17 @@ MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64
     plan.weights += static_cast<int64_t>(tensor.n_bytes);
     if (tensor.layout == Layout::Rows) largest = std::max(largest, static_cast<int64_t>(tensor.n_bytes));
   }
-  plan.kv = KvCache::plan_bytes(config, n_ctx, kv_type, n_ubatch);
+  plan.kv = KvCache::plan_bytes(config, n_ctx, kv_types, n_ubatch);
   // One row of logits: of the others, which scores need, memory is taken only as they are used.
   plan.scratch = Gemma4::scratch_bytes(config, n_ubatch, 1) + (packing ? std::min(largest, kRepackPiece) : 0);
   if (mmproj != nullptr) {
     for (const GgufTensor& tensor : mmproj->tensors()) plan.media += static_cast<int64_t>(tensor.n_bytes);
     if (kImageRows > n_ubatch)
       plan.media += Gemma4::scratch_bytes(config, kImageRows, 1) +
-                    KvCache::plan_bytes(config, n_ctx, kv_type, kImageRows) - plan.kv;
+                    KvCache::plan_bytes(config, n_ctx, kv_types, kImageRows) - plan.kv;
   }
   plan.available = available_memory();
-  plan.snapshots = snapshot_bytes(config, n_ctx, kv_type, n_ubatch, snapshot_limit, plan.available);
+  plan.snapshots = snapshot_bytes(config, n_ctx, kv_types, n_ubatch, snapshot_limit, plan.available);
   plan.total = plan.weights + plan.kv + plan.scratch + plan.media + plan.snapshots;
   return plan;
 }

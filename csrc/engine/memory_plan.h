@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "core/dtype.h"
 #include "gguf/gguf_reader.h"
+#include "model/kv_types.h"
 
 namespace gemmule {
 
@@ -23,7 +23,7 @@ inline constexpr int64_t kAutoSnapshots = -1;
 // mmproj: the file of the embedders, or null. snapshot_limit: of the session, in bytes or kAutoSnapshots.
 // packing: whether the weights may be packed in memory.
 // Throws FormatError or UnsupportedError for a file that could not be loaded either.
-MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, DType kv_type, int64_t n_ubatch,
+MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, KvTypes kv_types, int64_t n_ubatch,
                        const GgufFile* mmproj = nullptr, int64_t snapshot_limit = 0, bool packing = true);
 
 // The limit that kAutoSnapshots stands for: what one place to go back to can need (window_bytes), 256 MiB at

@@ -10,11 +10,11 @@ namespace gemmule {
 namespace {
 
 // The largest multiple of 256 positions whose cache fits into `room` bytes.
-int64_t largest_context(const Config& config, DType kv_type, int64_t max_rows, int64_t room) {
+int64_t largest_context(const Config& config, KvTypes kv_types, int64_t max_rows, int64_t room) {
   int64_t low = 0, high = kMaxContext / 256;
   while (low < high) {
     const int64_t middle = (low + high + 1) / 2;
-    if (KvCache::plan_bytes(config, middle * 256, kv_type, max_rows) <= room)
+    if (KvCache::plan_bytes(config, middle * 256, kv_types, max_rows) <= room)
       low = middle;
     else
       high = middle - 1;
@@ -22,15 +22,15 @@ int64_t largest_context(const Config& config, DType kv_type, int64_t max_rows, i
   return low * 256;
 }
 
-int64_t checked_context(const LoadedModel& model, int64_t n_ctx, DType kv_type) {
+int64_t checked_context(const LoadedModel& model, int64_t n_ctx, KvTypes kv_types) {
   if (n_ctx < 1 || n_ctx > kMaxContext)
     throw std::invalid_argument(cat("n_ctx is ", n_ctx, "; choose 1 to ", kMaxContext));
-  const int64_t need = KvCache::plan_bytes(model.config(), n_ctx, kv_type, model.n_ubatch());
+  const int64_t need = KvCache::plan_bytes(model.config(), n_ctx, kv_types, model.n_ubatch());
   const int64_t have = available_memory();
   if (have > 0 && need > have)
     throw NotEnoughMemoryError(cat(
         "a context of ", n_ctx, " needs ", need >> 20, " MiB for keys and values and ", have >> 20,
-        " MiB are free; n_ctx=", largest_context(model.config(), kv_type, model.n_ubatch(), have), " fits"));
+        " MiB are free; n_ctx=", largest_context(model.config(), kv_types, model.n_ubatch(), have), " fits"));
   return n_ctx;
 }
 
@@ -45,14 +45,13 @@ int64_t checked_snapshots(int64_t limit, const KvCache& kv) {
 
 }  // namespace
 
-Session::Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, DType kv_type, int64_t snapshot_limit)
+Session::Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, KvTypes kv_types, int64_t snapshot_limit)
     : model_(std::move(model)),
-      kv_type_(kv_type),
-      kv_(model_->config(), checked_context(*model_, n_ctx, kv_type), kv_type, model_->n_ubatch()),
+      kv_(model_->config(), checked_context(*model_, n_ctx, kv_types), kv_types, model_->n_ubatch()),
       snapshots_(checked_snapshots(snapshot_limit, kv_)) {}
 
 Session Session::fork(const StopToken* stop) const {
-  Session copy(model_, n_ctx(), kv_type_, snapshots_.limit());
+  Session copy(model_, n_ctx(), kv_.types(), snapshots_.limit());
   copy.tokens_ = tokens_;
   copy.media_ = media_;
   copy.n_stored_ = n_stored_;
@@ -244,6 +243,7 @@ void Session::rewind(int64_t n) {
   if (!media_.empty()) media_.back().n_rows = std::min(media_.back().n_rows, n - media_.back().first);
   snapshots_.forget_from(n);
   n_stored_ = std::min(n_stored_, n);
+  kv_.give_up(n_stored_);
 }
 
 // Re-reads kept tokens whose keys and values are gone.

@@ -31,11 +31,12 @@ class Session {
  public:
   // snapshot_limit: bytes for what the sliding rings overwrite. Throws NotEnoughMemoryError with need, have
   // and the largest context that fits.
-  Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, DType kv_type,
+  Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, KvTypes kv_types,
           int64_t snapshot_limit = kAutoSnapshots);
 
   int64_t n_ctx() const { return kv_.n_ctx(); }
-  int64_t kv_bytes() const { return kv_.size_bytes(); }
+  int64_t kv_bytes() const { return kv_.size_bytes(); }       // reserved
+  int64_t kv_used_bytes() const { return kv_.used_bytes(); }  // in memory
   int64_t snapshot_bytes() const { return snapshots_.size_bytes(); }
   int64_t snapshot_limit() const { return snapshots_.limit(); }
   const std::vector<int32_t>& tokens() const { return tokens_; }
@@ -111,7 +112,6 @@ class Session {
   void keep_logits(Gemma4& gemma, Rows last_hidden, int64_t position);
 
   std::shared_ptr<LoadedModel> model_;
-  DType kv_type_;
   KvCache kv_;
   std::vector<int32_t> tokens_;
   std::vector<MediaRows> media_;  // of tokens_, by position, ascending

@@ -43,8 +43,6 @@ struct ChunkEntry {
   int64_t begin, end;
 };
 
-const char* kv_name(DType type) { return type == DType::F32 ? "f32" : "f16"; }
-
 uint64_t head_checksum(const Head& head) {
   Xxh64 hash;
   hash.update(&head, offsetof(Head, checksum));
@@ -218,10 +216,12 @@ Head read_head(Reader& in, const LoadedModel& model) {
   return head;
 }
 
-DType kv_type_of(const Head& head, const Reader& in) {
-  for (const DType type : {DType::F16, DType::F32})
-    if (std::strncmp(head.kv_type, kv_name(type), sizeof head.kv_type) == 0) return type;
-  in.fail("keeps its cache in a form that this version does not know");
+KvTypes kv_types_of(const Head& head, const Reader& in) {
+  try {
+    return parse_kv_types({head.kv_type, strnlen(head.kv_type, sizeof head.kv_type)});
+  } catch (const std::invalid_argument&) {
+    in.fail("keeps its cache in a form that this version does not know");
+  }
 }
 
 std::vector<MediaRows> read_media_table(Reader& in, const Head& head) {
@@ -307,7 +307,7 @@ void SessionFile::save(const Session& session, int fd, std::string_view front, c
   head.n_chunks = static_cast<int64_t>(chunks.size());
   head.n_logits = static_cast<int64_t>(session.logits_.size());
   head.front_bytes = static_cast<int64_t>(front.size());
-  std::strncpy(head.kv_type, kv_name(session.kv_type_), sizeof head.kv_type - 1);
+  std::strncpy(head.kv_type, format_kv_types(kv.types()).c_str(), sizeof head.kv_type - 1);
   const auto bytes_of = [](const auto& items) {
     return static_cast<int64_t>(items.size() * sizeof items[0]);
   };
@@ -349,8 +349,7 @@ SavedSession SessionFile::load(std::shared_ptr<LoadedModel> model, const std::st
   std::string front(static_cast<size_t>(head.front_bytes), '\0');
   in.body(front.data(), head.front_bytes);
 
-  const DType kv_type = kv_type_of(head, in);
-  Session session(std::move(model), size, kv_type, snapshot_limit);
+  Session session(std::move(model), size, kv_types_of(head, in), snapshot_limit);
   if (form_checksum(session.kv_) != head.form)
     in.fail("keeps its cache in a form that this version does not use");
   session.tokens_ = in.items<int32_t>(head.n_tokens);

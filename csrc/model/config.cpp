@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "core/utf8.h"
+#include "model/rope.h"
 
 namespace gemmule {
 namespace {
@@ -156,6 +157,28 @@ void read_extras(Config& c, const GgufFile& file, const Reader& read) {
   for (size_t i = 0; i < d_ff.size(); ++i) c.layers[i].d_ff_expert = d_ff[i];
 }
 
+// Where a global layer has no value matrix, a value is the key before its weight and rotation. The numbers of
+// a key that do not turn then need no memory of their own: they are a weight times those of the value.
+void read_turned(Config& c, const GgufFile& file) {
+  const GgufTensor* factors = file.find_tensor("rope_freqs.weight");
+  if (factors == nullptr || factors->dtype != DType::F32) return;
+  const Tensor view = file.view(*factors);
+  for (size_t i = 0; i < c.layers.size(); ++i) {
+    LayerConfig& layer = c.layers[i];
+    if (!layer.owns_kv()) {
+      layer.n_turned = c.layers[static_cast<size_t>(layer.kv_from)].n_turned;
+      continue;
+    }
+    const int64_t n_pairs = layer.head_dim / 2;
+    const bool v_is_k = !layer.is_sliding && file.find_tensor(cat("blk.", i, ".attn_v.weight")) == nullptr;
+    if (!v_is_k || view.rows * view.cols != n_pairs) continue;
+    int64_t n = 0;
+    while (n < n_pairs && view.f32()[n] <= kDoesNotTurn) ++n;
+    const int64_t n_kept = (n + 7) / 8 * 8;  // backends work on eights
+    if (n_kept < n_pairs && n_pairs % 8 == 0) layer.n_turned = n_kept;
+  }
+}
+
 // Gemma 4: the pattern, the head sizes and the key/value heads differ between layer kinds.
 void read_gemma4(Config& c, const GgufFile& file, const Reader& read) {
   const auto n_heads = read.per_layer("attention.head_count", c.n_layers, 1, kMaxHeads);
@@ -177,6 +200,7 @@ void read_gemma4(Config& c, const GgufFile& file, const Reader& read) {
   c.v_norm = true;
   c.has_out_scale = true;
   c.has_rope_factors = true;
+  read_turned(c, file);
   c.rope_sliding = {read.number_or("rope.freq_base_swa", 1e4, kMinRopeBase, kMaxRopeBase), dim_sliding, 1};
   c.rope_global = {read.number_or("rope.freq_base", 1e6, kMinRopeBase, kMaxRopeBase), dim_global, 1};
   if (read.integer_or("rope.dimension_count", dim_global, 1, kMaxHeadDim) != dim_global ||

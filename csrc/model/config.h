@@ -27,6 +27,9 @@ struct LayerConfig {
   int64_t d_ff = 0;         // width of the dense feed-forward
   int64_t d_ff_expert = 0;  // width of each expert; 0: none
   int64_t kv_from = -1;     // the layer whose keys and values it reads; -1: its own
+  // Pairs of a key that the cache keeps beside the values, where the rest of the key is a weight times those:
+  // the pairs that turn, rounded up to eights; 0: keys are kept whole.
+  int64_t n_turned = 0;
 
   bool owns_kv() const { return kv_from < 0; }
   int64_t q_width() const { return n_heads * head_dim; }

@@ -10,8 +10,10 @@
 // Sliding layers see the last `window` positions and keep a ring; global layers see all. The rows of an image
 // see each other on sliding layers, the later ones too. In Gemma 4 the two
 // kinds also differ in head size, key/value heads and rotary angles, and where a global layer has no Wv its
-// values are the keys before their norm and rotation. The last layers of E2B and E4B read the keys and values
-// of an earlier layer. In 26B-A4B ffn(x) has a second term, the experts that the router chose for each row.
+// values are the keys before their norm and rotation; its cache then keeps of a key only the numbers that
+// turn, and q_norm carries the weight of k_norm for the others (weights.cpp). The last layers of E2B and E4B
+// read the keys and values of an earlier layer. In 26B-A4B ffn(x) has a second term, the experts that the
+// router chose for each row.
 #include "model/gemma4.h"
 
 #include <cmath>

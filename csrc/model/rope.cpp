@@ -53,7 +53,6 @@ void sin_cos(double x, double* sin, double* cos) {
 }  // namespace
 
 std::vector<float> rope_frequencies(const RopeConfig& config, std::span<const float> factors) {
-  constexpr float kDoesNotTurn = 1e29f;
   const int64_t n_pairs = config.head_dim / 2;
   std::vector<float> freq;
   for (int64_t i = 0; i < n_pairs; ++i) {

@@ -11,8 +11,10 @@
 
 namespace gemmule {
 
+inline constexpr float kDoesNotTurn = 1e29f;  // a factor above it marks a pair that does not turn
+
 // freq[i] = base^(-2i/head_dim) * position_scale / factor[i] for the pairs that turn, in f32.
-// A factor above 1e29 marks a pair that does not turn; such pairs must be the last ones.
+// Pairs that do not turn must be the last ones.
 // Throws UnsupportedError otherwise.
 std::vector<float> rope_frequencies(const RopeConfig& config, std::span<const float> factors);
 

@@ -16,7 +16,7 @@ struct LayerWeights {
   Tensor wq;              // [n_heads * head_dim, d_model]
   Tensor wk;              // [n_kv_heads * head_dim, d_model]; empty where keys and values are shared
   Tensor wv;              // [n_kv_heads * head_dim, d_model]; also empty where V is K before norm and rope
-  Tensor q_norm, k_norm;  // [head_dim]
+  Tensor q_norm, k_norm;  // [head_dim]; where keys are part of the values, q_norm holds their weight, too
   Tensor wo;              // [d_model, n_heads * head_dim]
   Tensor attn_post_norm;  // [d_model]
   Tensor ffn_norm;        // [d_model]

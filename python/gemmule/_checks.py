@@ -71,5 +71,5 @@ def path_text(path: "str | os.PathLike[str]") -> str:
 def kv_format(value: Any) -> str:
     """The number format of a KV cache; the engine knows which names exist."""
     if not isinstance(value, str):
-        raise TypeError(f"kv_type must be 'f16' or 'f32', not {value!r}")
+        raise TypeError(f"kv_type must be a text such as 'f16' or 'q8_0', not {value!r}")
     return value

@@ -305,6 +305,8 @@ class Session:
     @property
     def kv_bytes(self) -> int: ...
     @property
+    def kv_used_bytes(self) -> int: ...
+    @property
     def n_ctx(self) -> int: ...
     @property
     def n_ready(self) -> int:
@@ -394,6 +396,7 @@ def memory_plan(
     n_ubatch: typing.SupportsInt | typing.SupportsIndex = 256,
     mmproj: GgufFile | None = None,
     snapshot_limit: typing.SupportsInt | typing.SupportsIndex = 0,
+    packing: bool = True,
 ) -> dict[str, typing.Any]:
     """Bytes a model needs, from its header alone."""
 

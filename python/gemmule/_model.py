@@ -47,11 +47,12 @@ class Model:
     n_ctx: "auto" (the largest context up to the trained one with which a tenth of the memory stays free; a
     new session takes less where less is free by then), "max" (what the model was trained for) or a number.
     What does not fit is refused with NotEnoughMemoryError before anything is allocated. n_threads: None uses
-    all physical cores. kv_type: "f16" or "f32". mmproj: the file with the image and audio embedders; None
-    takes those inside the model file, else the one lying beside it; False takes none. packed: whether weights
-    are brought into the kernels' own order while the model runs, which takes no more memory but memory of its
-    own instead of the file's pages; "auto" does so where it fits. memory_limit: what the model and its
-    sessions may take, in bytes or such as "7.5GB". isa: None picks the best instruction set
+    all physical cores. kv_type: the number format of the cache, "f16", "q8_0" or "f32", or one for each kind
+    of layer, "sliding=f16,global=q8_0". mmproj: the file with the image and audio embedders; None takes those
+    inside the model file, else the one lying beside it; False takes none. packed: whether weights are brought
+    into the kernels' own order while the model runs, which takes no more memory but memory of its own instead
+    of the file's pages; "auto" does so where it fits. memory_limit: what the model and its sessions may take,
+    in bytes or such as "7.5GB". isa: None picks the best instruction set
     ($GEMMULE_CPU_ISA overrides). The results do not depend on n_threads, packed or isa.
     """
 

@@ -301,12 +301,8 @@ class Session:
         return Prompt(tokens, rows.text, count_of(len(tokens), spans), rows.warnings, spans)
 
     def _kv_bytes(self) -> tuple[int, int]:
-        """What the keys and values may take, and what those of the tokens so far have taken."""
-        core = self._core
-        if core is None:
-            return 0, 0
-        n_used = len(self._timeline) // 256 * 256
-        return core.kv_bytes, self._model._room.kv(n_used, self._kv_type) if n_used else 0
+        """What the keys and values may take, and what they have taken."""
+        return (0, 0) if self._core is None else (self._core.kv_bytes, self._core.kv_used_bytes)
 
     def _continued(self, request: Request) -> Request:
         """Rewinds to where the timeline and the request's prompt part; the request then holds the rest."""

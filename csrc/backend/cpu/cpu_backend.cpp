@@ -1,6 +1,5 @@
-// Operations become runs of small jobs on the pool. A product is split over output rows only and attention
-// over query heads and tokens, never over a sum, so neither the number of threads nor the size of a job can
-// change a bit.
+// Operations become runs of small jobs on the pool. A product is split over output rows only, never over a
+// sum, so neither the number of threads nor the size of a job can change a bit.
 #include "backend/cpu/cpu_backend.h"
 
 #include <algorithm>
@@ -87,9 +86,8 @@ Rows CpuBackend::alloc(int64_t n_rows, int64_t cols) {
 void CpuBackend::reserve(int64_t max_rows, int64_t max_cols, int64_t max_head_dim) {
   max_cols = (max_cols + 255) / 256 * 256;
   const size_t matmul = kernels_.matmul_scratch_bytes(max_rows, max_cols);
-  size_t attend = 0;  // the need does not grow steadily with the head size, and layers differ in it
-  for (int64_t head_dim = 8; head_dim <= max_head_dim; head_dim += 8)
-    attend = std::max(attend, kernels_.attend_scratch_bytes(head_dim, attend_rows_));
+  size_t attend = 0;
+  reserve_attention(max_head_dim, attend);
   const auto grow = [](Arena& arena, int64_t n_bytes) {
     if (n_bytes > arena.size()) arena = Arena(n_bytes);
   };
@@ -261,69 +259,6 @@ void CpuBackend::head_norm_rope(Rows x, int64_t head_dim, const Tensor& w, float
       if (scale != 1.0f) kernels_.scale(head, scale, head_dim);
     }
   });
-}
-
-void CpuBackend::kv_append(std::span<const KvRun> runs, Rows k, Rows v, std::span<const int64_t> pos) {
-  for (const KvRun& run : runs) {
-    const KvView& kv = run.kv;
-    const int64_t row_size = kv.head_dim * (kv.dtype == DType::F16 ? 2 : 4);
-    const auto store = [&](const float* row, uint8_t* cache, int64_t slot) {
-      for (int64_t h = 0; h < kv.n_kv_heads; ++h) {
-        uint8_t* to = cache + (h * kv.ring + slot) * row_size;
-        if (kv.dtype == DType::F16)
-          kernels_.f32_to_f16(row + h * kv.head_dim, reinterpret_cast<uint16_t*>(to), kv.head_dim);
-        else
-          std::memcpy(to, row + h * kv.head_dim, static_cast<size_t>(row_size));
-      }
-    };
-    each_row(run.n_rows, [&](int64_t i) {
-      const int64_t row = run.row + i;
-      const int64_t slot = pos[static_cast<size_t>(row)] % kv.ring;
-      store(k.data + row * k.cols, kv.k, slot);
-      store(v.data + row * v.cols, kv.v, slot);
-    });
-  }
-}
-
-void CpuBackend::attend(Rows y, Rows q, std::span<const KvRun> runs, std::span<const int64_t> lo,
-                        std::span<const int64_t> hi) {
-  for (const KvRun& run : runs) {
-    const KvView& kv = run.kv;
-    const int64_t n_heads = q.cols / kv.head_dim;
-    const int64_t group = n_heads / kv.n_kv_heads;  // query heads that share a key/value head
-    // Few rows: one job per query head, for the sake of all threads. Many: tiles of tokens that share a
-    // group.
-    const int64_t heads_per_job = run.n_rows * group <= 16 ? 1 : std::min(group, attend_rows_);
-    const int64_t tokens_per_job = std::max<int64_t>(1, attend_rows_ / heads_per_job);
-    const int64_t jobs_per_group = (group + heads_per_job - 1) / heads_per_job;
-    const int64_t head_jobs = kv.n_kv_heads * jobs_per_group;
-    const int64_t tiles = (run.n_rows + tokens_per_job - 1) / tokens_per_job;
-    const int64_t head_bytes = kv.ring * kv.head_dim * (kv.dtype == DType::F16 ? 2 : 4);
-    pool_.run(head_jobs * tiles, [&](int64_t job, int thread) {
-      const int64_t kv_head = job % head_jobs / jobs_per_group;
-      const int64_t first_head = kv_head * group + job % jobs_per_group * heads_per_job;
-      // The last tokens see the most keys: they go first, so that no long job is left for the end.
-      const int64_t tile = tiles - 1 - job / head_jobs;
-      const int64_t token = tile * tokens_per_job;
-      AttendArgs args{};
-      args.q = q.data + (run.row + token) * q.cols;
-      args.q_stride = q.cols;
-      args.out = y.data + (run.row + token) * y.cols;
-      args.out_stride = y.cols;
-      args.n_tokens = static_cast<int32_t>(std::min(tokens_per_job, run.n_rows - token));
-      args.head_begin = static_cast<int32_t>(first_head);
-      args.head_end = static_cast<int32_t>(std::min(first_head + heads_per_job, (kv_head + 1) * group));
-      args.head_dim = static_cast<int32_t>(kv.head_dim);
-      args.k = kv.k + kv_head * head_bytes;
-      args.v = kv.v + kv_head * head_bytes;
-      args.kv_f16 = kv.dtype == DType::F16;
-      args.ring = kv.ring;
-      args.lo = lo.data() + run.row + token;
-      args.hi = hi.data() + run.row + token;
-      args.scratch = scratch(thread);
-      kernels_.attend(args);
-    });
-  }
 }
 
 void CpuBackend::scale(Rows x, float s) {

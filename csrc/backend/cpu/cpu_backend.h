@@ -88,6 +88,26 @@ class CpuBackend final : public Backend {
                       const Inputs& in, int64_t row_begin, int64_t row_end, int thread);
   template <class Fn>
   void each_row(int64_t n_rows, Fn&& fn);
+
+  // One run of `attend`; lo and hi are those of the whole batch.
+  struct Attention {
+    const KvRun* run;
+    Rows y, q;
+    const int64_t* lo;
+    const int64_t* hi;
+    int64_t n_heads;
+    int64_t group;  // query heads that share a key/value head
+  };
+  static constexpr int64_t kAttendRows = 64;    // query rows of one attention job at most
+  static constexpr int64_t kFewRows = 16;       // up to so many, every head is a job
+  static constexpr int64_t kMaxSums = 1 << 16;  // rows times heads whose chunks are combined afterwards
+  static constexpr int64_t kMaxTurned = 1024;   // numbers of a key that are stored beside the values
+  void reserve_attention(int64_t max_head_dim, size_t& scratch_bytes);
+  void store_row(const KvView& kv, const float* x, int64_t n, uint8_t* to) const;
+  AttendArgs attend_args(const Attention& a, int64_t token, int64_t n_tokens, int64_t head, int64_t n_heads,
+                         int thread);
+  void attend_tiles(const Attention& a, int64_t n_positions);
+  void attend_chunks(const Attention& a, int64_t first, int64_t end, int64_t per_round);
   // What a product reads. May pack a piece of it first, by the rows of the step: the head has few, but
   // packing it is a small part of a long step.
   PackedWeights::View weights(const Tensor& w, int64_t n_tokens) {
@@ -108,8 +128,9 @@ class CpuBackend final : public Backend {
   std::vector<Arena> buffers_;
   Arena scratch_;  // [n_threads][scratch_bytes_]
   int64_t scratch_bytes_ = 0;
-  int64_t max_row_bytes_ = 0;                         // of any weight, for `embed`
-  int64_t attend_rows_ = 64;                          // query rows of one attention job at most
+  int64_t max_row_bytes_ = 0;  // of any weight, for `embed`
+  Arena parts_;                // f32 [chunks][rows][heads][attend_part_floats] of an attention over few rows
+  Arena sums_;                 // f32 [rows][heads][2]
   Arena q32_, d32_, sums32_, q256_, d256_, sums256_;  // quantized input rows, see ActRows
 };
 

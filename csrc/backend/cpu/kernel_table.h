@@ -42,11 +42,17 @@ using PackFn = void (*)(const uint8_t* rows, int64_t n_rows, int64_t k, uint8_t*
 using PackedMatmulFn = void (*)(const uint8_t* w, int64_t n_rows, int64_t row_begin, int64_t row_end,
                                 const ActRows& x, float* y, int64_t y_stride, void* scratch) noexcept;
 
+// How the cache holds numbers. Q8_0: blocks of 32 along the row (quant/blocks.h), the last one filled with 0.
+enum class KvKind : uint8_t { F32, F16, Q8_0 };
+
 // Attention of some query heads that share one key/value head, for n_tokens rows of one sequence.
 //   q    [n_tokens][q_stride] f32: head h of token t starts at t * q_stride + h * head_dim; scale already
-//   applied out  [n_tokens][out_stride] f32, heads placed as in q k, v [ring][head_dim] of this key/value
-//   head, f16 (as bits) or f32; position p lives in slot p % ring lo, hi [n_tokens]: token t sees the
-//   positions lo[t] <= p < hi[t]; lo < hi
+//        applied
+//   out  [n_tokens][out_stride] f32, heads placed as in q
+//   k, v [ring][row] of this key/value head, rows k_row and v_row bytes apart; position p lives in slot
+//        p % ring. With n_turned > 0, k holds only the numbers [0, n_turned) and [head_dim / 2,
+//        head_dim / 2 + n_turned) of a key; the others are those of v.
+//   lo, hi [n_tokens]: token t sees the positions lo[t] <= p < hi[t]; lo < hi
 // Positions are cut in chunks of 256 anchored at absolute position 0 and combined in ascending order,
 // whatever the ring, so that the result does not depend on the cache layout or on the company of other rows.
 struct AttendArgs {
@@ -56,10 +62,12 @@ struct AttendArgs {
   int64_t out_stride;
   int32_t n_tokens;
   int32_t head_begin, head_end;
-  int32_t head_dim;  // a multiple of 8
-  const void* k;
-  const void* v;
-  bool kv_f16;
+  int32_t head_dim;  // a multiple of 8; of 16 with n_turned, itself a multiple of 8
+  int32_t n_turned;
+  KvKind kind;
+  const uint8_t* k;
+  const uint8_t* v;
+  int64_t k_row, v_row;
   int64_t ring;  // a multiple of 256
   const int64_t* lo;
   const int64_t* hi;
@@ -103,6 +111,14 @@ struct KernelTable {
                 float* weight) noexcept;
 
   void (*attend)(const AttendArgs& args) noexcept;
+  // What the chunk of positions [base, base + 256) adds to every row: parts [n_rows][attend_part_floats], in
+  // the order of tokens, then heads; 64-byte aligned. `out` is not used.
+  void (*attend_chunk)(const AttendArgs& args, int64_t base, float* parts) noexcept;
+  // Adds n parts of one row, `step` floats apart and in ascending order, to out [head_dim] and its sums [2],
+  // which begin with zeros; `last` makes out the result. Together the same bits as `attend`.
+  void (*attend_join)(float* out, float* sums, const float* parts, int64_t step, int64_t n, int64_t head_dim,
+                      bool last) noexcept;
+  int64_t (*attend_part_floats)(int64_t head_dim) noexcept;
   size_t (*attend_scratch_bytes)(int64_t head_dim,
                                  int64_t n_rows) noexcept;  // n_rows = tokens * heads of one call
 };

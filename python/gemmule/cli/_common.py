@@ -188,7 +188,7 @@ def engine_options(command: Command) -> Command:
         click.option("--isa", envvar="GEMMULE_CPU_ISA", help="Force an instruction-set level (see doctor)."),
         click.option(
             "--kv", metavar="TYPE", default="f16", show_default=True, envvar="GEMMULE_KV",
-            help="Number format of the KV cache (see show --memory).",
+            help="Number format of the KV cache: f16, q8_0 or f32, or sliding=f16,global=q8_0.",
         ),
         click.option(
             "--memory-limit", metavar="SIZE", envvar="GEMMULE_MEMORY_LIMIT",

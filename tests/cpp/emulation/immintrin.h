@@ -101,6 +101,13 @@ inline Float512 halves(__m256i v) {
   return {_mm256_cvtph_ps(_mm256_castsi256_si128(v)), _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1))};
 }
 inline Float512 to_f32(Int512 v) { return {_mm256_cvtepi32_ps(v.low), _mm256_cvtepi32_ps(v.high)}; }
+inline Float512 twice(__m256 v) { return {v, v}; }
+inline Float512 lengthen(__m256 v) { return {v, _mm256_setzero_ps()}; }
+inline Float512 insert(Float512 v, __m256 part, int at) {
+  return at == 0 ? Float512{part, v.high} : Float512{v.low, part};
+}
+inline __m256 lower(Float512 v) { return v.low; }
+inline __m256 part(Float512 v, int at) { return at == 0 ? v.low : v.high; }
 inline Float512 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline Float512 mul(Float512 a, Float512 b) {
   return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
@@ -123,6 +130,8 @@ inline Float512 fma(Float512 a, Float512 b, Float512 c) {
 #undef _mm512_srli_epi16
 #undef _mm512_slli_epi32
 #undef _mm512_inserti64x4
+#undef _mm512_extractf32x8_ps
+#undef _mm512_insertf32x8
 #define __m512i emulated::Int512
 #define __m512 emulated::Float512
 #define _mm256_dpbusd_epi32 emulated::dpbusd
@@ -150,6 +159,11 @@ inline Float512 fma(Float512 a, Float512 b, Float512 c) {
 #define _mm512_mul_ps emulated::mul
 #define _mm512_fmadd_ps emulated::fma
 #define _mm512_set1_ps emulated::set1
+#define _mm512_broadcast_f32x8 emulated::twice
+#define _mm512_castps256_ps512 emulated::lengthen
+#define _mm512_insertf32x8 emulated::insert
+#define _mm512_castps512_ps256 emulated::lower
+#define _mm512_extractf32x8_ps emulated::part
 #define _mm512_set1_epi8(x) emulated::both(_mm256_set1_epi8(x))
 #define _mm512_set1_epi32(x) emulated::both(_mm256_set1_epi32(x))
 #define _mm512_setzero_si512() emulated::both(_mm256_setzero_si256())

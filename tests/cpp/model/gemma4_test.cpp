@@ -276,3 +276,63 @@ TEST_CASE(
     }
   }
 }
+
+namespace {
+
+// Logits of every position, in steps of `step` rows, with keys kept whole or as the file allows.
+Matrix all_logits(const char* name, bool keep_keys, KvTypes types, int64_t step) {
+  const auto file = GgufFile::open(std::string(GEMMULE_GOLDEN_DIR) + "/" + name);
+  Config config = Config::from_gguf(*file);
+  if (keep_keys)
+    for (LayerConfig& layer : config.layers) layer.n_turned = 0;
+  const auto backend = open_cpu("", 2);
+  const Weights weights = Weights::bind(*file, config, *backend);
+  Gemma4 gemma(config, weights, *backend, step, step);
+  KvCache kv(config, 600, types, step);
+  Matrix logits;
+  for (int64_t p = 0; p < 600; p += step) {
+    const int64_t n = std::min(step, 600 - p);
+    std::vector<int32_t> tokens;
+    std::vector<int64_t> positions;
+    for (int64_t i = p; i < p + n; ++i) {
+      tokens.push_back(static_cast<int32_t>(2 + i * i % 200));
+      positions.push_back(i);
+    }
+    const Batch::Sequence sequence{0, n, &kv};
+    kv.will_write(p + n);
+    add_rows(logits,
+             gemma.logits(gemma.forward({tokens, positions, std::span(&sequence, 1)}, nullptr, nullptr)));
+  }
+  return logits;
+}
+
+double worst_difference(const Matrix& a, const Matrix& b) {
+  double worst = 0, top = 0;
+  REQUIRE(a.size() == b.size());
+  for (size_t i = 0; i < a.size(); ++i)
+    for (size_t j = 0; j < a[i].size(); ++j) {
+      worst = std::max(worst, std::fabs(static_cast<double>(a[i][j]) - b[i][j]));
+      top = std::max(top, std::fabs(static_cast<double>(b[i][j])));
+    }
+  return worst / top;
+}
+
+}  // namespace
+
+TEST_CASE("keys that are part of the values give the logits of whole keys, and every step the same bits") {
+  const char* name = "tiny-gemma4-f32.gguf";
+  CHECK(load(name, 8)->config().layers[2].n_turned == 8);
+  CHECK(load("tiny-gemma4-e2b-f16.gguf", 8)->config().layers[2].n_turned == 0);  // it has value matrices
+  const Matrix whole = all_logits(name, true, DType::F32, 64);
+  const double f32 = worst_difference(all_logits(name, false, DType::F32, 64), whole);
+  MESSAGE("largest difference of logits, relative to the largest logit: " << f32);
+  CHECK(f32 <= 1e-5);
+  for (const KvTypes types : {KvTypes(DType::F16), KvTypes(DType::Q8_0), KvTypes(DType::Q8_0, DType::F16)}) {
+    const Matrix shared = all_logits(name, false, types, 64);
+    const double error = worst_difference(shared, whole);
+    const double error_whole = worst_difference(all_logits(name, true, types, 64), whole);
+    MESSAGE(format_kv_types(types) << ": " << error << ", with whole keys " << error_whole);
+    CHECK(error <= 1.5 * error_whole);  // random weights make much of little
+    for (const int64_t step : {1, 3}) CHECK(all_logits(name, false, types, step) == shared);
+  }
+}

@@ -3,6 +3,12 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
 
 using namespace gemmule;
 
@@ -140,4 +146,110 @@ TEST_CASE("rings never grow beyond the context") {
   KvCache kv(two_layers(64), 400, DType::F16, 16);
   kv.reserve_rows(1120);
   CHECK(kv.layer(0).ring == 512);
+}
+
+TEST_CASE("each kind of layer has its own number format") {
+  const Config c = two_layers(64);
+  const KvTypes types(DType::Q8_0, DType::F16);
+  const KvCache kv(c, 4096, types, 16);
+  CHECK(kv.layer(0).dtype == DType::F16);
+  CHECK(kv.layer(1).dtype == DType::Q8_0);
+  CHECK(kv.planes(0)[0].row_bytes == 64);
+  CHECK(kv.planes(1)[1].row_bytes == 68);
+  CHECK(kv.size_bytes() == 2 * (256 * 2 * 64 + 4096 * 68));
+  CHECK(KvCache::plan_bytes(c, 4096, types, 16) == kv.size_bytes());
+}
+
+TEST_CASE("a block of a row that is no multiple of 32 takes a whole block") {
+  Config c = two_layers(64);
+  c.layers = {{false, 4, 1, 40}};
+  CHECK(KvCache::plan_bytes(c, 256, DType::Q8_0, 16) == 2 * 256 * 2 * 34);
+}
+
+TEST_CASE("keys that are part of the values keep their turned numbers only") {
+  Config c = two_layers(64);
+  c.layers = {{false, 16, 1, 512}};
+  c.layers[0].n_turned = 64;
+  for (const auto& [dtype, bytes] : {std::pair(DType::F16, 1280), {DType::F32, 2560}, {DType::Q8_0, 680}}) {
+    const KvCache kv(c, 4096, dtype, 16);
+    CHECK(kv.size_bytes() == 4096 * bytes);
+    CHECK(kv.layer(0).n_turned == 64);
+    CHECK(kv.layer(0).v == kv.layer(0).k + 4096 * bytes / 5);
+    CHECK(kv.planes(0)[0].row_bytes + kv.planes(0)[1].row_bytes == bytes);
+  }
+}
+
+namespace {
+
+// The shape of Gemma 4 12B.
+Config twelve_b() {
+  Config c;
+  c.n_layers = 48;
+  c.window = 1024;
+  for (int i = 0; i < 48; ++i) {
+    c.layers.push_back(i % 6 < 5 ? LayerConfig{true, 16, 8, 256} : LayerConfig{false, 16, 1, 512});
+    if (i % 6 == 5) c.layers.back().n_turned = 64;
+  }
+  return c;
+}
+
+#if defined(__linux__)
+int64_t resident_bytes(const KvCache& kv) {
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  int64_t n_bytes = 0;
+  for (int64_t i = 0; i < kv.n_layers(); ++i)
+    for (const KvPlane& plane : kv.planes(i)) {
+      const auto begin = reinterpret_cast<intptr_t>(plane.data) / page * page;
+      const auto end = reinterpret_cast<intptr_t>(plane.data) + plane.n_heads * plane.ring * plane.row_bytes;
+      std::vector<unsigned char> pages(static_cast<size_t>((end - begin + page - 1) / page));
+      REQUIRE(mincore(reinterpret_cast<void*>(begin), static_cast<size_t>(end - begin), pages.data()) == 0);
+      n_bytes += page * std::count_if(pages.begin(), pages.end(), [](unsigned char p) { return p & 1; });
+    }
+  return n_bytes;
+}
+
+void touch(const KvCache& kv, int64_t begin, int64_t end) {
+  for (int64_t i = 0; i < kv.n_layers(); ++i)
+    for (const KvPlane& plane : kv.planes(i))
+      for (int64_t head = 0; head < plane.n_heads; ++head)
+        for (int64_t p = begin; p < end; ++p)
+          std::fill_n(plane.data + (head * plane.ring + p % plane.ring) * plane.row_bytes, plane.row_bytes,
+                      1);
+}
+#endif
+
+}  // namespace
+
+TEST_CASE("the cache of 262,144 positions of Gemma 4 12B") {
+  const Config c = twelve_b();
+  constexpr int64_t kPositions = 262144;
+  const int64_t rings_f16 = 40 * 8 * 1280 * 256 * 4;
+  CHECK(KvCache::plan_bytes(c, kPositions, DType::F16, 256) == rings_f16 + 8 * kPositions * 1280);
+  const KvTypes types(DType::Q8_0, DType::F16);
+  CHECK(KvCache::plan_bytes(c, kPositions, types, 256) == rings_f16 + 8 * kPositions * 680);
+  CHECK(KvCache::plan_bytes(c, kPositions, types, 256) == 1845493760);
+  CHECK(KvCache::plan_bytes(c, kPositions, DType::Q8_0, 256) == 1648885760);
+#if defined(__linux__)
+  KvCache kv(c, kPositions, types, 256);
+  CHECK(kv.size_bytes() == 1845493760);
+  CHECK(kv.used_bytes() == 0);
+  CHECK(resident_bytes(kv) < 1 << 20);
+  kv.will_write(300);
+  touch(kv, 0, 300);
+  CHECK(kv.used_bytes() >= resident_bytes(kv) - (1 << 20));
+  CHECK(kv.used_bytes() <= resident_bytes(kv) + (1 << 20));
+  // What is far behind is given back, what is kept stays, and a few positions are not worth it.
+  kv.will_write(20000);
+  touch(kv, 300, 20000);
+  const int64_t full = resident_bytes(kv);
+  CHECK(kv.used_bytes() <= full + (1 << 20));
+  CHECK(full <= kv.used_bytes() + (1 << 20));
+  kv.give_up(19000);
+  CHECK(resident_bytes(kv) == full);
+  kv.give_up(5000);
+  CHECK(full - resident_bytes(kv) > 8 * 15000 * 680 - (1 << 20));
+  CHECK(kv.used_bytes() <= resident_bytes(kv) + (1 << 20));
+  for (const KvPlane& plane : kv.planes(5))
+    for (int64_t at = 0; at < 5000 * plane.row_bytes; ++at) REQUIRE(plane.data[at] == 1);
+#endif
 }

@@ -1,5 +1,6 @@
 // NEON of every 64-bit ARM processor.
 #include "backend/cpu/isa/vec_neon.h"
+#include "backend/cpu/isa/wide_pair.h"
 #include "backend/cpu/kernels/dot_neon.inl"
 
 namespace gemmule {

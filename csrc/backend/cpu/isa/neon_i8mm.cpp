@@ -2,6 +2,7 @@
 // standard header may be included below: its inline functions would leak such code into the rest of the
 // program.
 #include "backend/cpu/isa/vec_neon.h"
+#include "backend/cpu/isa/wide_pair.h"
 #include "backend/cpu/kernels/dot_neon_dotprod.inl"
 #include "backend/cpu/kernels/dot_neon_i8mm.inl"
 

@@ -33,6 +33,10 @@ inline F8 load8(const Bf16* p) noexcept {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
 }
+inline F8 load8(const int8_t* p) noexcept {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))};
+}
 inline void store8(float* p, F8 a) noexcept { _mm256_storeu_ps(p, a.v); }
 inline void store8(Half* p, F8 a) noexcept {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
@@ -44,6 +48,7 @@ inline void pin(F8& a) noexcept { __asm__("" : "+x"(a.v)); }
 
 inline F8 zero8() noexcept { return {_mm256_setzero_ps()}; }
 inline F8 set1(float x) noexcept { return {_mm256_set1_ps(x)}; }
+inline F8 set1(Half x) noexcept { return {_mm256_set1_ps(_cvtsh_ss(x.bits))}; }
 inline F8 add(F8 a, F8 b) noexcept { return {_mm256_add_ps(a.v, b.v)}; }
 inline F8 sub(F8 a, F8 b) noexcept { return {_mm256_sub_ps(a.v, b.v)}; }
 inline F8 mul(F8 a, F8 b) noexcept { return {_mm256_mul_ps(a.v, b.v)}; }

@@ -35,6 +35,10 @@ inline F8 load8(const Bf16* p) noexcept {
   return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(h), 16)),
           vreinterpretq_f32_u32(vshll_high_n_u16(h, 16))};
 }
+inline F8 load8(const int8_t* p) noexcept {
+  const int16x8_t wide = vmovl_s8(vld1_s8(p));
+  return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))), vcvtq_f32_s32(vmovl_high_s16(wide))};
+}
 inline void store8(float* p, F8 a) noexcept {
   vst1q_f32(p, a.lo);
   vst1q_f32(p + 4, a.hi);
@@ -48,6 +52,10 @@ inline void store8(Half* p, F8 a) noexcept {
 inline void pin(F8& a) noexcept { __asm__("" : "+w"(a.lo), "+w"(a.hi)); }
 
 inline F8 set1(float x) noexcept { return {vdupq_n_f32(x), vdupq_n_f32(x)}; }
+inline F8 set1(Half x) noexcept {
+  const float32x4_t four = vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(x.bits)));
+  return {four, four};
+}
 inline F8 zero8() noexcept { return set1(0.0f); }
 inline F8 add(F8 a, F8 b) noexcept { return {vaddq_f32(a.lo, b.lo), vaddq_f32(a.hi, b.hi)}; }
 inline F8 sub(F8 a, F8 b) noexcept { return {vsubq_f32(a.lo, b.lo), vsubq_f32(a.hi, b.hi)}; }

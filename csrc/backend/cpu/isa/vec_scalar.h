@@ -89,6 +89,9 @@ inline F8 load8(const Bf16* p) noexcept {
   __builtin_memcpy(h, p, 16);
   return each_lane([&](int i) noexcept { return lane_float(static_cast<uint32_t>(h[i]) << 16); });
 }
+inline F8 load8(const int8_t* p) noexcept {
+  return each_lane([&](int i) noexcept { return static_cast<float>(p[i]); });
+}
 inline void store8(float* p, F8 a) noexcept { __builtin_memcpy(p, a.v, 32); }
 inline void store8(Half* p, F8 a) noexcept {
   uint16_t h[8];
@@ -103,6 +106,7 @@ inline F8 zero8() noexcept { return F8{}; }
 inline F8 set1(float x) noexcept {
   return each_lane([&](int) noexcept { return x; });
 }
+inline F8 set1(Half x) noexcept { return set1(half_lane(x.bits)); }
 inline F8 add(F8 a, F8 b) noexcept {
   return each_lane([&](int i) noexcept { return a.v[i] + b.v[i]; });
 }

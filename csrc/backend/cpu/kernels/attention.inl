@@ -8,23 +8,20 @@
 // the range of all rows is never read.
 //
 // A row is one head of one token; rows are ordered by token, so that neighbours see nearly the same
-// positions. Few rows read the cache as it is; many rows first convert a piece of K or V to f32 and share it.
+// positions. A piece of K or V is widened to f32 once and used by all rows.
 #pragma once
 
 #include "backend/cpu/kernel_table.h"
+#include "backend/cpu/kernels/attention_tile.inl"
 #include "backend/cpu/kernels/math.inl"
+#include "quant/blocks.h"
 
 namespace gemmule {
 namespace {
 
-inline constexpr int64_t kScoreStride =
-    kAttendChunk + 8;                        // not a power of two: rows spread over the cache sets
-inline constexpr int64_t kKeyFloats = 4096;  // converted keys used by all rows in turn, half of the L1 cache
-inline constexpr int64_t kValueTile = 128;   // positions whose converted values are used by all rows in turn
-inline constexpr int64_t kPanel = 16;        // dims of one panel of converted values
-inline constexpr int64_t kPanelStride = kValueTile * kPanel + kPanel;  // again no power of two
-inline constexpr int64_t kDirectRows = 16;  // up to so many rows work straight from the cache
-inline constexpr int64_t kRowGroup = 6;     // most rows of one micro-tile: 6 x 2 accumulators
+inline constexpr int64_t kKeyFloats = 4096;  // widened keys used by all rows in turn, half of the L1 cache
+inline constexpr int64_t kValueTile = 128;   // positions whose widened values are used by all rows in turn
+inline constexpr int64_t kLine = 64;         // bytes of a cache line
 
 // A weight below e^-64 (2^-92) cannot change a sum that begins with 1, but its products with small values
 // would be subnormal, and an instruction with subnormal numbers takes a hundred cycles instead of one.
@@ -34,6 +31,9 @@ inline F8 exp_weight8(F8 x) noexcept { return zero_below(exp8(x), x, set1(kVanis
 inline int64_t smaller(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) noexcept { return a > b ? a : b; }
 inline int64_t padded_dim(int64_t head_dim) noexcept { return (head_dim + kPanel - 1) / kPanel * kPanel; }
+
+// A part is o of a row and chunk [padded_dim], then m and l; l = 0: the row sees nothing of the chunk.
+inline int64_t attend_part_floats(int64_t head_dim) noexcept { return padded_dim(head_dim) + 16; }
 
 // The visible part [begin, end) of one row in a tile of positions [t0, t1).
 struct Span {
@@ -46,26 +46,19 @@ struct Joint {
   bool ragged;
 };
 
-// Of one row in one chunk.
-struct MaxSum {
-  float max, sum;
-};
-
 // All buffers of one call, cut out of the scratch. rows is rounded up to 16, so that every size is a multiple
 // of 64 bytes.
 struct AttendScratch {
   float* scores;        // f32 [rows][kScoreStride]: scores of the chunk, then their exponentials
-  float* partial;       // f32 [rows][padded_dim]: o of the chunk
-  float* keys;          // f32 [key_tile][head_dim]
-  float* values;        // f32 [padded_dim / 16][kPanelStride], each [kValueTile][16]
-  float* max;           // f32 [rows]: m so far
-  float* sum;           // f32 [rows]: l so far
-  MaxSum* chunk;        // [rows]: m and l of the chunk
+  float* keys;          // f32 [key_tile / 2][head_dim / 8][2][8]
+  float* values;        // f32 [kValueTile][kPanel]
   const float** query;  // [rows]: where q of the row lies
-  float** out;          // [rows]: where its result goes
   int64_t* begin;       // [rows]: first and last + 1 visible position inside the chunk
   int64_t* end;         // [rows]
   Joint* joint;         // [rows]: of the group that starts at this row
+  float* parts;         // f32 [rows][attend_part_floats]; used by `attend` only, as are the next two
+  float* sums;          // f32 [rows][2]
+  float** out;          // [rows]: where the result of the row goes
 };
 
 inline int64_t padded_rows(int64_t n_rows) noexcept { return (n_rows + 15) / 16 * 16; }
@@ -79,16 +72,14 @@ inline T* take(uint8_t*& at, int64_t n) noexcept {
   return here;
 }
 
-inline AttendScratch cut_scratch(uint8_t*& at, int64_t head_dim, int64_t n_rows) noexcept {
-  const int64_t rows = padded_rows(n_rows), dim = padded_dim(head_dim);
+inline AttendScratch cut_scratch(uint8_t* at, int64_t head_dim, int64_t n_rows) noexcept {
+  const int64_t rows = padded_rows(n_rows);
   AttendScratch s;
   s.scores = take<float>(at, rows * kScoreStride);
-  s.partial = take<float>(at, rows * dim);
-  s.keys = take<float>(at, key_tile(head_dim) * dim);
-  s.values = take<float>(at, dim / kPanel * kPanelStride);
-  s.max = take<float>(at, rows);
-  s.sum = take<float>(at, rows);
-  s.chunk = take<MaxSum>(at, rows);
+  s.keys = take<float>(at, key_tile(head_dim) * head_dim);
+  s.values = take<float>(at, kValueTile * kPanel);
+  s.parts = take<float>(at, rows * attend_part_floats(head_dim));
+  s.sums = take<float>(at, rows * 2);
   s.query = take<const float*>(at, rows);
   s.out = take<float*>(at, rows);
   s.begin = take<int64_t>(at, rows);
@@ -98,88 +89,53 @@ inline AttendScratch cut_scratch(uint8_t*& at, int64_t head_dim, int64_t n_rows)
 }
 
 inline size_t attend_scratch_bytes(int64_t head_dim, int64_t n_rows) noexcept {
-  const int64_t rows = padded_rows(n_rows), dim = padded_dim(head_dim);
-  const int64_t floats =
-      rows * (kScoreStride + dim + 2) + key_tile(head_dim) * dim + dim / kPanel * kPanelStride;
-  const size_t per_row = sizeof(MaxSum) + 2 * sizeof(float*) + 2 * sizeof(int64_t) + sizeof(Joint);
+  const int64_t rows = padded_rows(n_rows);
+  const int64_t floats = rows * (kScoreStride + attend_part_floats(head_dim) + 2) +
+                         key_tile(head_dim) * head_dim + kValueTile * kPanel;
+  const size_t per_row = 2 * sizeof(float*) + 2 * sizeof(int64_t) + sizeof(Joint);
   return sizeof(float) * static_cast<size_t>(floats) + per_row * static_cast<size_t>(rows);
 }
 
-// out[i] = sum8(a[i]), eight at a time where possible.
-template <int kCount>
-inline void sum_lanes(const F8 (&a)[kCount], float* out) noexcept {
-  constexpr int kEights = kCount / 8 * 8, kFours = kCount / 4 * 4;
-  if constexpr (kEights > 0) store8(out, sum8_of_8(a));
-  if constexpr (kFours > kEights) sum8_of_4(a + kEights, out + kEights);
-#pragma GCC unroll 4
-  for (int i = kFours; i < kCount; ++i) out[i] = sum8(a[i]);
+// The numbers [begin, end) of two rows of the cache as f32, begin and end multiples of 8, into a tile of
+// keys: the eight numbers from i on lie at to + 2 * i, those of the second row behind those of the first.
+template <class Kv>
+inline void widen_pair(const Kv* a, const Kv* b, int64_t begin, int64_t end, float* to) noexcept {
+  for (int64_t i = begin; i < end; i += 8) wide_store(to + 2 * i, wide_widen(a + i, b + i));
 }
-
-// s[r * kScoreStride + j] = q[r] . k[j] for kRows rows and kKeys keys; k [kKeys][k_stride].
-template <int kRows, int kKeys, class Key>
-inline void score_tile(const float* const* q, const Key* k, int64_t dim, float* s) noexcept {
-  const float* row[kRows];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) row[r] = q[r];
-  F8 acc[kRows * kKeys];
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows * kKeys; ++i) acc[i] = zero8();
-  for (int64_t d = 0; d < dim; d += 8) {
-    F8 key[kKeys];
-#pragma GCC unroll 8
-    for (int j = 0; j < kKeys; ++j) key[j] = load8(k + j * dim + d);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      F8 a = load8(row[r] + d);
-      pin(a);
-#pragma GCC unroll 8
-      for (int j = 0; j < kKeys; ++j) acc[r * kKeys + j] = fma(a, key[j], acc[r * kKeys + j]);
-    }
-  }
-  float total[kRows * kKeys];
-  sum_lanes(acc, total);
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) __builtin_memcpy(s + r * kScoreStride, total + r * kKeys, 4 * kKeys);
-}
-
-// The same for n keys in a row.
-template <int kRows, class Key>
-inline void score_rows(const float* const* q, const Key* k, int64_t n, int64_t dim, float* s) noexcept {
-  constexpr int kKeys = kRows == 1 ? 8 : kRows == 2 ? 4 : 2;
-  int64_t j = 0;
-  for (; j + kKeys <= n; j += kKeys) score_tile<kRows, kKeys>(q, k + j * dim, dim, s + j);
-  for (; j < n; ++j) score_tile<kRows, 1>(q, k + j * dim, dim, s + j);
-}
-
-// o[r][0..8w) += sum over n positions, ascending, of p[r][i] * v[i][0..8w); v has v_stride elements per
-// position.
-template <int kRows, int kWidth, class Value>
-inline void value_tile(const float* p, const Value* v, int64_t v_stride, int64_t n, float* o,
-                       int64_t o_stride) noexcept {
-  F8 acc[kRows][kWidth];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int w = 0; w < kWidth; ++w) acc[r][w] = load8(o + r * o_stride + 8 * w);
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    F8 value[kWidth];
-#pragma GCC unroll 8
-    for (int w = 0; w < kWidth; ++w) value[w] = load8(v + i * v_stride + 8 * w);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const F8 weight = set1(p[r * kScoreStride + i]);
-#pragma GCC unroll 8
-      for (int w = 0; w < kWidth; ++w) acc[r][w] = fma(weight, value[w], acc[r][w]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int w = 0; w < kWidth; ++w) store8(o + r * o_stride + 8 * w, acc[r][w]);
+inline void widen_pair(const BlockQ8_0* a, const BlockQ8_0* b, int64_t begin, int64_t end,
+                       float* to) noexcept {
+  for (int64_t i = begin; i < end;) {
+    const BlockQ8_0 &block_a = a[i / 32], &block_b = b[i / 32];
+    const Wide scales = wide_scales(Half{block_a.d}, Half{block_b.d});
+    for (const int64_t stop = smaller(end, (i / 32 + 1) * 32); i < stop; i += 8)  // 11 bits times 7: exact
+      wide_store(to + 2 * i, wide_mul(scales, wide_widen(block_a.q + i % 32, block_b.q + i % 32)));
   }
 }
 
+// The numbers [d, d + 32) of one row into a tile of values; those from `dim` on are 0.
+template <class Kv>
+inline void widen_panel(const Kv* row, int64_t d, int64_t dim, float* to) noexcept {
+  if (d + kPanel <= dim) {
+    wide_store(to, wide_widen(row + d));
+    wide_store(to + 16, wide_widen(row + d + 16));
+    return;
+  }
+  for (int64_t i = 0; i < kPanel; i += 8) store8(to + i, d + i < dim ? load8(row + d + i) : zero8());
+}
+inline void widen_panel(const BlockQ8_0* row, int64_t d, int64_t,
+                        float* to) noexcept {  // 32 dims are a block
+  const BlockQ8_0& block = row[d / 32];
+  const Wide scale = wide_scales(Half{block.d}, Half{block.d});
+  wide_store(to, wide_mul(scale, wide_widen(block.q)));
+  wide_store(to + 16, wide_mul(scale, wide_widen(block.q + 16)));
+}
+
+template <class Kv>
+inline const Kv* slot_of(const uint8_t* slots, int64_t slot, int64_t row_bytes) noexcept {
+  return reinterpret_cast<const Kv*>(slots + slot * row_bytes);
+}
+
+// The visible part of one row of a group in a tile.
 inline Span clip(const AttendScratch& s, int64_t row, int64_t t0, int64_t t1) noexcept {
   return {larger(s.begin[row], t0), smaller(s.end[row], t1)};
 }
@@ -198,18 +154,17 @@ inline Joint joint_span(const AttendScratch& s, int64_t row, int64_t n_rows, int
   return all;
 }
 
-// Adds the values of the positions [t0, t1) of a chunk to kRows rows, 8 * kWidth dims; `v` points at position
-// t0. The positions all rows see go through the shared micro-tile, the ragged rest row by row, each row in
-// ascending order. (A masked position is skipped rather than given the weight 0, which could turn a -0 into
-// +0.)
-template <int kRows, int kWidth, class Value>
+// Adds the values of the positions [t0, t1) of a chunk to kRows rows, 32 dims; `v` points at position t0. The
+// positions all rows see go through the shared micro-tile, the ragged rest row by row, each row in ascending
+// order. (A masked position is skipped rather than given the weight 0, which could turn a -0 into +0.)
+template <int kRows>
 inline void value_rows(const AttendScratch& s, const Joint& all, int64_t row, int64_t t0, int64_t t1,
-                       const Value* v, int64_t v_stride, float* o, int64_t o_stride) noexcept {
+                       const float* v, float* o, int64_t o_stride) noexcept {
   const float* p = s.scores + row * kScoreStride;
   const auto alone = [&](int64_t r, int64_t begin, int64_t end) noexcept {
     if (begin >= end) return;
-    value_tile<1, kWidth>(p + r * kScoreStride + begin, v + (begin - t0) * v_stride, v_stride, end - begin,
-                          o + r * o_stride, o_stride);
+    value_panel<1>(p + r * kScoreStride + begin, v + (begin - t0) * kPanel, end - begin, o + r * o_stride,
+                   o_stride);
   };
   if (all.ragged) {
     for (int64_t r = 0; r < kRows; ++r) {
@@ -217,10 +172,8 @@ inline void value_rows(const AttendScratch& s, const Joint& all, int64_t row, in
       alone(r, one.begin, smaller(one.end, all.begin));
     }
   }
-  if (all.begin < all.end) {
-    value_tile<kRows, kWidth>(p + all.begin, v + (all.begin - t0) * v_stride, v_stride, all.end - all.begin,
-                              o, o_stride);
-  }
+  if (all.begin < all.end)
+    value_panel<kRows>(p + all.begin, v + (all.begin - t0) * kPanel, all.end - all.begin, o, o_stride);
   if (all.ragged) {
     for (int64_t r = 0; r < kRows; ++r) {
       const Span one = clip(s, row + r, t0, t1);
@@ -229,89 +182,30 @@ inline void value_rows(const AttendScratch& s, const Joint& all, int64_t row, in
   }
 }
 
-// The micro-tile for the next of n rows: 6, 4, 3, 2 or 1 rows.
-inline int64_t group_of(int64_t n) noexcept { return n >= kRowGroup ? kRowGroup : smaller(n, 4); }
-
-template <class Value>
-inline void value_group(int64_t group, const AttendScratch& s, const Joint& all, int64_t row, int64_t t0,
-                        int64_t t1, const Value* v, int64_t v_stride, float* o, int64_t o_stride) noexcept {
+inline void value_group(int64_t group, const AttendScratch& s, int64_t row, int64_t t0, int64_t t1,
+                        const float* v, float* o, int64_t o_stride) noexcept {
+  const Joint& all = s.joint[row];
   switch (group) {
     case 1:
-      value_rows<1, 2>(s, all, row, t0, t1, v, v_stride, o, o_stride);
+      value_rows<1>(s, all, row, t0, t1, v, o, o_stride);
       break;
     case 2:
-      value_rows<2, 2>(s, all, row, t0, t1, v, v_stride, o, o_stride);
+      value_rows<2>(s, all, row, t0, t1, v, o, o_stride);
       break;
     case 3:
-      value_rows<3, 2>(s, all, row, t0, t1, v, v_stride, o, o_stride);
+      value_rows<3>(s, all, row, t0, t1, v, o, o_stride);
       break;
     case 4:
-      value_rows<4, 2>(s, all, row, t0, t1, v, v_stride, o, o_stride);
+      value_rows<4>(s, all, row, t0, t1, v, o, o_stride);
       break;
     default:
-      value_rows<6, 2>(s, all, row, t0, t1, v, v_stride, o, o_stride);
+      value_rows<6>(s, all, row, t0, t1, v, o, o_stride);
       break;
   }
 }
 
-template <class Key>
-inline void score_group(int64_t group, const float* const* q, const Key* k, int64_t n, int64_t dim,
-                        float* s) noexcept {
-  switch (group) {
-    case 1:
-      score_rows<1>(q, k, n, dim, s);
-      break;
-    case 2:
-      score_rows<2>(q, k, n, dim, s);
-      break;
-    case 3:
-      score_rows<3>(q, k, n, dim, s);
-      break;
-    case 4:
-      score_rows<4>(q, k, n, dim, s);
-      break;
-    default:
-      score_rows<6>(q, k, n, dim, s);
-      break;
-  }
-}
-
-// The rows of a group straight from the cache, all dims: as many accumulators as registers allow.
-template <int kRows, int kWidth, class Value>
-inline void value_direct_rows(const AttendScratch& s, int64_t row, int64_t t0, int64_t t1, const Value* v,
-                              int64_t dim, float* o, int64_t o_stride) noexcept {
-  const Joint all = joint_span(s, row, kRows, t0, t1);
-  int64_t d = 0;
-  for (; d + 8 * kWidth <= dim; d += 8 * kWidth) {
-    value_rows<kRows, kWidth>(s, all, row, t0, t1, v + d, dim, o + d, o_stride);
-  }
-  for (; d < dim; d += 8) value_rows<kRows, 1>(s, all, row, t0, t1, v + d, dim, o + d, o_stride);
-}
-
-template <class Value>
-inline void value_direct(int64_t group, const AttendScratch& s, int64_t row, int64_t t0, int64_t t1,
-                         const Value* v, int64_t dim, float* o, int64_t o_stride) noexcept {
-  switch (group) {
-    case 1:
-      value_direct_rows<1, 8>(s, row, t0, t1, v, dim, o, o_stride);
-      break;
-    case 2:
-      value_direct_rows<2, 4>(s, row, t0, t1, v, dim, o, o_stride);
-      break;
-    case 3:
-      value_direct_rows<3, 2>(s, row, t0, t1, v, dim, o, o_stride);
-      break;
-    case 4:
-      value_direct_rows<4, 2>(s, row, t0, t1, v, dim, o, o_stride);
-      break;
-    default:
-      value_direct_rows<6, 2>(s, row, t0, t1, v, dim, o, o_stride);
-      break;
-  }
-}
-
-// Turns the scores [begin, end) of one row into exponentials; returns their maximum and their sum.
-inline MaxSum softmax_chunk(float* s, int64_t begin, int64_t end) noexcept {
+// Turns the scores [begin, end) of one row into exponentials; sums[0] is their maximum, sums[1] their sum.
+inline void softmax_chunk(float* s, int64_t begin, int64_t end, float* sums) noexcept {
   const int64_t first = begin / 8 * 8, last = (end + 7) / 8 * 8;
   const float minus_inf = -__builtin_inff();
   for (int64_t i = first; i < begin; ++i) s[i] = minus_inf;
@@ -325,7 +219,8 @@ inline MaxSum softmax_chunk(float* s, int64_t begin, int64_t end) noexcept {
     store8(s + i, p);
     lanes = add(lanes, p);
   }
-  return {m, sum8(lanes)};
+  sums[0] = m;
+  sums[1] = sum8(lanes);
 }
 
 // The positions of the chunk at `base` that each row sees, and those that some row sees (empty: begin > end).
@@ -346,142 +241,172 @@ inline Span clip_to_chunk(const AttendArgs& args, const AttendScratch& s, int64_
   return seen;
 }
 
-// Scores of a chunk; k [256][dim] is its slots.
-template <class Key>
-inline void score_chunk(const AttendScratch& s, int64_t n_rows, Span seen, const Key* k,
-                        int64_t dim) noexcept {
-  const bool direct = n_rows <= kDirectRows;
-  const int64_t tile = direct ? kAttendChunk : key_tile(dim);
+// Widens the keys of two slots into a pair of the tile.
+template <class Kv>
+inline void widen_keys(const AttendArgs& args, int64_t slot_a, int64_t slot_b, float* to) noexcept {
+  const int64_t dim = args.head_dim, turned = args.n_turned, half = dim / 2;
+  const auto key_a = slot_of<Kv>(args.k, slot_a, args.k_row), key_b = slot_of<Kv>(args.k, slot_b, args.k_row);
+  if (turned == 0) {
+    widen_pair(key_a, key_b, 0, dim, to);
+    return;
+  }
+  const auto value_a = slot_of<Kv>(args.v, slot_a, args.v_row),
+             value_b = slot_of<Kv>(args.v, slot_b, args.v_row);
+  widen_pair(key_a, key_b, 0, turned, to);
+  widen_pair(value_a, value_b, turned, half, to);
+  widen_pair(key_a, key_b, turned, 2 * turned, to + 2 * (half - turned));
+  widen_pair(value_a, value_b, half + turned, dim, to);
+}
+
+// Asks for the values that the chunk needs next, while the scores are computed.
+inline void prefetch_values(const AttendArgs& args, int64_t slot, int64_t n) noexcept {
+  const uint8_t* at = args.v + slot * args.v_row;
+  for (int64_t i = 0; i < n * args.v_row; i += kLine) __builtin_prefetch(at + i, 0, 2);
+}
+
+// Scores of the chunk whose first slot is `slot`.
+template <class Kv>
+inline void score_chunk(const AttendArgs& args, const AttendScratch& s, int64_t n_rows, Span seen,
+                        int64_t slot) noexcept {
+  const int64_t dim = args.head_dim, tile = key_tile(dim);
   for (int64_t t0 = seen.begin; t0 < seen.end; t0 += tile) {
-    const int64_t t1 = smaller(t0 + tile, seen.end);
-    if (!direct) {
-      for (int64_t i = 0; i < (t1 - t0) * dim; i += 8) store8(s.keys + i, load8(k + t0 * dim + i));
-    }
+    const int64_t t1 = smaller(t0 + tile, seen.end), n = t1 - t0;
+    if (args.n_turned == 0) prefetch_values(args, slot + t0, n);
+    for (int64_t j = 0; j < n; j += 2)  // a last key without a partner is paired with itself
+      widen_keys<Kv>(args, slot + t0 + j, slot + t0 + smaller(j + 1, n - 1), s.keys + j * dim);
     for (int64_t row = 0, group; row < n_rows; row += group) {
       group = group_of(n_rows - row);
-      int64_t begin = t1, end = t0;
+      int64_t begin = n, end = 0;  // in the tile
       for (int64_t r = row; r < row + group; ++r) {
         const Span one = clip(s, r, t0, t1);
         if (one.begin >= one.end) continue;
-        begin = smaller(begin, one.begin);
-        end = larger(end, one.end);
+        begin = smaller(begin, one.begin - t0);
+        end = larger(end, one.end - t0);
       }
       if (begin >= end) continue;
-      float* scores = s.scores + row * kScoreStride + begin;
-      if (direct) {
-        score_group(group, s.query + row, k + begin * dim, end - begin, dim, scores);
-      } else {
-        score_group(group, s.query + row, s.keys + (begin - t0) * dim, end - begin, dim, scores);
-      }
+      const int64_t first = begin / 2, n_pairs = (end + 1) / 2 - first;
+      score_group(group, s.query + row, s.keys + 2 * first * dim, n_pairs, dim,
+                  s.scores + row * kScoreStride + t0 + 2 * first);
     }
   }
 }
 
-// o of a chunk from its exponentials; v [256][dim] is its slots.
-template <class Value>
-inline void value_chunk(const AttendScratch& s, int64_t n_rows, Span seen, const Value* v,
-                        int64_t dim) noexcept {
-  const int64_t o_stride = padded_dim(dim);
-  for (int64_t i = 0; i < n_rows * o_stride; i += 8) store8(s.partial + i, zero8());
+// o of the chunk whose first slot is `slot`, from its exponentials.
+template <class Kv>
+inline void value_chunk(const AttendArgs& args, const AttendScratch& s, int64_t n_rows, Span seen,
+                        int64_t slot, float* parts) noexcept {
+  const int64_t dim = padded_dim(args.head_dim), stride = attend_part_floats(args.head_dim);
+  for (int64_t row = 0; row < n_rows; ++row)
+    for (int64_t d = 0; d < dim; d += 8) store8(parts + row * stride + d, zero8());
   for (int64_t t0 = seen.begin; t0 < seen.end; t0 += kValueTile) {
     const int64_t t1 = smaller(t0 + kValueTile, seen.end);
-    if (n_rows <= kDirectRows) {
-      for (int64_t row = 0, group; row < n_rows; row += group) {
-        group = group_of(n_rows - row);
-        value_direct(group, s, row, t0, t1, v + t0 * dim, dim, s.partial + row * o_stride, o_stride);
-      }
-      continue;
-    }
-    for (int64_t i = 0; i < t1 - t0; ++i) {
-      const Value* from = v + (t0 + i) * dim;
-      float* to = s.values + i * kPanel;
-      int64_t d = 0;
-      for (; d + kPanel <= dim; d += kPanel, to += kPanelStride) {
-        store8(to, load8(from + d));
-        store8(to + 8, load8(from + d + 8));
-      }
-      if (d < dim) {
-        store8(to, load8(from + d));
-        store8(to + 8, zero8());
-      }
-    }
     for (int64_t row = 0, group; row < n_rows; row += group) {
       group = group_of(n_rows - row);
       s.joint[row] = joint_span(s, row, group, t0, t1);
     }
-    for (int64_t d = 0; d < o_stride; d += kPanel) {
+    for (int64_t d = 0; d < dim; d += kPanel) {
+      for (int64_t i = t0; i < t1; ++i)
+        widen_panel(slot_of<Kv>(args.v, slot + i, args.v_row), d, args.head_dim,
+                    s.values + (i - t0) * kPanel);
       for (int64_t row = 0, group; row < n_rows; row += group) {
         group = group_of(n_rows - row);
-        value_group(group, s, s.joint[row], row, t0, t1, s.values + d / kPanel * kPanelStride, kPanel,
-                    s.partial + row * o_stride + d, o_stride);
+        value_group(group, s, row, t0, t1, s.values, parts + row * stride + d, stride);
       }
     }
   }
 }
 
-// Adds the chunk of one row to what its earlier chunks gave.
-inline void combine_chunk(const AttendScratch& s, int64_t row, MaxSum chunk, bool first, bool last,
-                          int64_t dim) noexcept {
-  float* o = s.out[row];
-  const float* partial = s.partial + row * padded_dim(dim);
-  if (first) {
-    s.max[row] = chunk.max;
-    s.sum[row] = chunk.sum;
-    for (int64_t d = 0; d < dim; d += 8) store8(o + d, load8(partial + d));
-  } else {
-    const float before = s.max[row], top = before > chunk.max ? before : chunk.max;
-    float e[8] = {before - top, chunk.max - top};
-    store8(e, exp_weight8(load8(e)));
-    s.max[row] = top;
-    s.sum[row] = fma_lane(s.sum[row], e[0], chunk.sum * e[1]);
-    const F8 e1 = set1(e[0]), e2 = set1(e[1]);
-    for (int64_t d = 0; d < dim; d += 8) store8(o + d, fma(load8(o + d), e1, mul(load8(partial + d), e2)));
-  }
-  if (last) {
-    const F8 l = set1(s.sum[row]);
-    for (int64_t d = 0; d < dim; d += 8) store8(o + d, div(load8(o + d), l));
-  }
+inline int64_t row_count(const AttendArgs& args) noexcept {
+  return static_cast<int64_t>(args.n_tokens) * (args.head_end - args.head_begin);
 }
 
 template <class Kv>
-inline void attend_rows(const AttendArgs& args) noexcept {
-  const int64_t dim = args.head_dim, heads = args.head_end - args.head_begin, n_rows = args.n_tokens * heads;
-  if (n_rows <= 0) return;
-  uint8_t* memory = static_cast<uint8_t*>(args.scratch);
-  const AttendScratch s = cut_scratch(memory, dim, n_rows);
-  int64_t lo = args.lo[0], hi = args.hi[0];
-  for (int64_t t = 0; t < args.n_tokens; ++t) {
-    lo = smaller(lo, args.lo[t]);
-    hi = larger(hi, args.hi[t]);
-    for (int64_t h = 0; h < heads; ++h) {
-      s.query[t * heads + h] = args.q + t * args.q_stride + (args.head_begin + h) * dim;
-      s.out[t * heads + h] = args.out + t * args.out_stride + (args.head_begin + h) * dim;
-    }
+inline void attend_chunk_of(const AttendArgs& args, const AttendScratch& s, int64_t base,
+                            float* parts) noexcept {
+  const int64_t n_rows = row_count(args), stride = attend_part_floats(args.head_dim);
+  const int64_t slot = base % args.ring;  // the ring is whole chunks, so a chunk never wraps
+  const Span seen = clip_to_chunk(args, s, base);
+  score_chunk<Kv>(args, s, n_rows, seen, slot);
+  for (int64_t row = 0; row < n_rows; ++row) {
+    float* sums = parts + row * stride + padded_dim(args.head_dim);
+    sums[0] = sums[1] = 0.0f;
+    if (s.begin[row] < s.end[row])
+      softmax_chunk(s.scores + row * kScoreStride, s.begin[row], s.end[row], sums);
   }
-  for (int64_t base = lo / kAttendChunk * kAttendChunk; base < hi; base += kAttendChunk) {
-    const Span seen = clip_to_chunk(args, s, base);
-    const int64_t slot = base % args.ring;  // the ring is whole chunks, so a chunk never wraps
-    score_chunk(s, n_rows, seen, static_cast<const Kv*>(args.k) + slot * dim, dim);
-    for (int64_t row = 0; row < n_rows; ++row) {
-      if (s.begin[row] < s.end[row]) {
-        s.chunk[row] = softmax_chunk(s.scores + row * kScoreStride, s.begin[row], s.end[row]);
-      }
-    }
-    value_chunk(s, n_rows, seen, static_cast<const Kv*>(args.v) + slot * dim, dim);
-    for (int64_t t = 0, row = 0; t < args.n_tokens; ++t) {
-      const bool first = args.lo[t] >= base, last = args.hi[t] <= base + kAttendChunk;
-      for (int64_t h = 0; h < heads; ++h, ++row) {
-        if (s.begin[row] < s.end[row]) combine_chunk(s, row, s.chunk[row], first, last, dim);
-      }
-    }
+  value_chunk<Kv>(args, s, n_rows, seen, slot, parts);
+}
+
+inline void attend_chunk_with(const AttendArgs& args, const AttendScratch& s, int64_t base,
+                              float* parts) noexcept {
+  switch (args.kind) {
+    case KvKind::F32:
+      attend_chunk_of<float>(args, s, base, parts);
+      break;
+    case KvKind::F16:
+      attend_chunk_of<Half>(args, s, base, parts);
+      break;
+    case KvKind::Q8_0:
+      attend_chunk_of<BlockQ8_0>(args, s, base, parts);
+      break;
   }
 }
 
+inline AttendScratch prepare_rows(const AttendArgs& args) noexcept {
+  const int64_t heads = args.head_end - args.head_begin;
+  const AttendScratch s = cut_scratch(static_cast<uint8_t*>(args.scratch), args.head_dim, row_count(args));
+  for (int64_t t = 0; t < args.n_tokens; ++t)
+    for (int64_t h = 0; h < heads; ++h)
+      s.query[t * heads + h] = args.q + t * args.q_stride + (args.head_begin + h) * args.head_dim;
+  return s;
+}
+
+inline void attend_chunk(const AttendArgs& args, int64_t base, float* parts) noexcept {
+  attend_chunk_with(args, prepare_rows(args), base, parts);
+}
+
+inline void attend_join(float* out, float* sums, const float* parts, int64_t step, int64_t n, int64_t dim,
+                        bool last) noexcept {
+  for (const float* part = parts; n > 0; --n, part += step) {
+    const float* chunk = part + padded_dim(dim);
+    if (chunk[1] == 0.0f) continue;
+    if (sums[1] == 0.0f) {
+      sums[0] = chunk[0];
+      sums[1] = chunk[1];
+      for (int64_t d = 0; d < dim; d += 8) store8(out + d, load8(part + d));
+      continue;
+    }
+    const float top = sums[0] > chunk[0] ? sums[0] : chunk[0];
+    float e[8] = {sums[0] - top, chunk[0] - top};
+    store8(e, exp_weight8(load8(e)));
+    sums[0] = top;
+    sums[1] = fma_lane(sums[1], e[0], chunk[1] * e[1]);
+    const F8 e1 = set1(e[0]), e2 = set1(e[1]);
+    for (int64_t d = 0; d < dim; d += 8) store8(out + d, fma(load8(out + d), e1, mul(load8(part + d), e2)));
+  }
+  if (!last) return;
+  const F8 l = set1(sums[1]);
+  for (int64_t d = 0; d < dim; d += 8) store8(out + d, div(load8(out + d), l));
+}
+
 inline void attend(const AttendArgs& args) noexcept {
-  if (args.kv_f16) {
-    attend_rows<Half>(args);
-  } else {
-    attend_rows<float>(args);
+  const int64_t heads = args.head_end - args.head_begin, n_rows = row_count(args);
+  if (n_rows <= 0) return;
+  const AttendScratch s = prepare_rows(args);
+  const int64_t stride = attend_part_floats(args.head_dim);
+  int64_t lo = args.lo[0], hi = args.hi[0];
+  for (int64_t t = 0, row = 0; t < args.n_tokens; ++t) {
+    lo = smaller(lo, args.lo[t]);
+    hi = larger(hi, args.hi[t]);
+    for (int64_t h = 0; h < heads; ++h, ++row) {
+      s.out[row] = args.out + t * args.out_stride + (args.head_begin + h) * args.head_dim;
+      s.sums[2 * row] = s.sums[2 * row + 1] = 0.0f;
+    }
+  }
+  for (int64_t base = lo / kAttendChunk * kAttendChunk; base < hi; base += kAttendChunk) {
+    attend_chunk_with(args, s, base, s.parts);
+    const bool last = base + kAttendChunk >= hi;
+    for (int64_t row = 0; row < n_rows; ++row)
+      attend_join(s.out[row], s.sums + 2 * row, s.parts + row * stride, stride, 1, args.head_dim, last);
   }
 }
 

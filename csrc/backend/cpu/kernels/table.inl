@@ -42,6 +42,9 @@ constexpr KernelTable make_table(const char* name, const char* description) {
   t.f32_to_f16 = f32_to_f16_row;
   t.route = route;
   t.attend = attend;
+  t.attend_chunk = attend_chunk;
+  t.attend_join = attend_join;
+  t.attend_part_floats = attend_part_floats;
   t.attend_scratch_bytes = attend_scratch_bytes;
   return t;
 }

@@ -196,3 +196,50 @@ TEST_CASE("heads smaller than the largest one have the scratch they need") {
     }
   }
 }
+
+namespace {
+
+// Attention of n tokens that end at the end of a cache that kv_append filled, by a backend with so many
+// threads. split: rows of one call.
+std::vector<float> attend_last(int n_threads, DType dtype, int64_t positions, int64_t n, int64_t split) {
+  constexpr int64_t kDim = 512, kHeads = 16;
+  const auto be = open_cpu("", n_threads);
+  be->reserve(256, kHeads * kDim, kDim);
+  KvView view{dtype, 1, kDim, (positions + 255) / 256 * 256, nullptr, nullptr, 64};
+  std::vector<uint8_t> k(static_cast<size_t>(view.ring * view.k_row())),
+      v(static_cast<size_t>(view.ring * view.v_row()));
+  view.k = k.data();
+  view.v = v.data();
+  const Rows keys = filled(*be, 256, kDim, 21), values = filled(*be, 256, kDim, 22);
+  for (int64_t p = 0; p < positions; p += 256) {
+    std::vector<int64_t> pos(static_cast<size_t>(std::min<int64_t>(256, positions - p)));
+    for (size_t i = 0; i < pos.size(); ++i) pos[i] = p + static_cast<int64_t>(i);
+    keys.data[p % 1000] += 1;  // no two chunks are alike
+    values.data[p % 777] -= 1;
+    const KvRun run{0, static_cast<int64_t>(pos.size()), view};
+    be->kv_append(std::span(&run, 1), keys, values, pos);
+  }
+  const Rows q = filled(*be, n, kHeads * kDim, 23), y = be->alloc(n, kHeads * kDim);
+  be->scale(q, 0.1f);
+  std::vector<int64_t> lo(static_cast<size_t>(n), 0), hi;
+  for (int64_t i = 0; i < n; ++i) hi.push_back(positions - n + 1 + i);
+  for (int64_t first = 0; first < n; first += split) {
+    const KvRun run{first, std::min(split, n - first), view};
+    be->attend(y, q, std::span(&run, 1), lo, hi);
+  }
+  return {y.data, y.data + n * kHeads * kDim};
+}
+
+}  // namespace
+
+TEST_CASE(
+    "attention gives the same bits for any number of threads and rows, over more chunks than wait at once") {
+  for (const DType dtype : {DType::F16, DType::Q8_0}) {
+    const std::vector<float> alone = attend_last(1, dtype, 80 * 256 + 9, 6, 1);
+    CHECK(attend_last(2, dtype, 80 * 256 + 9, 6, 1) == alone);
+    CHECK(attend_last(3, dtype, 80 * 256 + 9, 6, 4) == alone);  // 64 rows: rounds of 62 chunks
+    CHECK(attend_last(2, dtype, 80 * 256 + 9, 6, 6) == alone);  // 96 rows: tiles
+  }
+  const std::vector<float> few = attend_last(1, DType::F16, 300, 2, 2);
+  CHECK(attend_last(24, DType::F16, 300, 2, 1) == few);  // more threads than chunks
+}

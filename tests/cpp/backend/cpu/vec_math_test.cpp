@@ -152,8 +152,10 @@ TEST_CASE("every level computes exp with the bits of the scalar level") {
       a.q_stride = a.out_stride = a.head_dim = 8;
       a.out = out;
       a.n_tokens = a.head_end = 1;
-      a.k = k.data();
-      a.v = values.data();
+      a.kind = KvKind::F32;
+      a.k = reinterpret_cast<const uint8_t*>(k.data());
+      a.v = reinterpret_cast<const uint8_t*>(values.data());
+      a.k_row = a.v_row = 8 * sizeof(float);
       a.ring = 256;
       a.lo = &lo;
       a.hi = &hi;
