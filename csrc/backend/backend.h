@@ -3,7 +3,8 @@
 //
 // Growth rules: an operation enters when the forward page needs a line for it; it takes any weight type; how
 // the activations are stored for a product is the backend's business. Nothing here may fail except `place`
-// and `alloc`, which throw; shapes are the caller's promise (the loader has checked them).
+// and `alloc`, which throw, and operations that are cancelled (see `watch`); shapes are the caller's promise
+// (the loader has checked them).
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,7 @@
 #include <span>
 #include <string>
 
+#include "core/stop_token.h"
 #include "core/tensor.h"
 
 namespace gemmule {
@@ -94,6 +96,9 @@ struct Routes {
   int64_t n_places() const { return n * n_used; }
 };
 
+// Bytes of a matrix that are in memory in both orders at a time, while a backend repacks it.
+inline constexpr int64_t kRepackPiece = 16 << 20;
+
 // What a backend that brings weights into an order of its own may do.
 struct Repacking {
   std::function<bool(int64_t n_bytes)> may_take;  // whether so much more memory may be taken now
@@ -111,6 +116,10 @@ class Backend {
   // an exception ends has no end_step.
   virtual void begin_step(int64_t n_rows) { static_cast<void>(n_rows); }
   virtual void end_step() {}
+
+  // From now on an operation throws what stop->check() throws, milliseconds after `stop` was cancelled; what
+  // it was to write is then undefined. Null: no operation is cancelled any more.
+  virtual void watch(const StopToken* stop) { static_cast<void>(stop); }
 
   // Makes a weight usable by this backend: a view on the CPU, a copy elsewhere. The file outlives the
   // backend.

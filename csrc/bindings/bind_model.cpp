@@ -27,7 +27,14 @@ Packing packing_of(const std::string& name) {
   throw std::invalid_argument(cat("packing \"", name, "\" is not known; choose auto, always or never"));
 }
 
-std::shared_ptr<LoadedModel> load_model(const std::string& path, int n_threads, const std::string& isa,
+std::shared_ptr<LoadedModel> load_model(std::shared_ptr<GgufFile> file, int n_threads, const std::string& isa,
+                                        int64_t n_ubatch, const std::string& packing) {
+  const LoadOptions options{n_threads, isa, n_ubatch, packing_of(packing)};
+  const py::gil_scoped_release nogil;
+  return std::make_shared<LoadedModel>(std::move(file), options);
+}
+
+std::shared_ptr<LoadedModel> open_model(const std::string& path, int n_threads, const std::string& isa,
                                         int64_t n_ubatch, const std::string& packing) {
   const LoadOptions options{n_threads, isa, n_ubatch, packing_of(packing)};
   const py::gil_scoped_release nogil;
@@ -69,15 +76,18 @@ Floats embed_audio(LoadedMedia& self, const Floats& samples, const StopToken* st
   return out;
 }
 
-py::dict memory_plan(const GgufFile& file, int64_t n_ctx, const std::string& kv_type, int64_t n_ubatch) {
+py::dict memory_plan(const GgufFile& file, int64_t n_ctx, const std::string& kv_type, int64_t n_ubatch,
+                     const GgufFile* mmproj, int64_t snapshot_limit, bool packing) {
   const KvTypes types = parse_kv_types(kv_type);
   if (n_ctx < 1 || n_ctx > kMaxContext)
     throw std::invalid_argument(cat("n_ctx is ", n_ctx, "; choose 1 to ", kMaxContext));
-  const MemoryPlan plan = plan_memory(file, n_ctx, types, n_ubatch);
+  const MemoryPlan plan = plan_memory(file, n_ctx, types, n_ubatch, mmproj, snapshot_limit, packing);
   py::dict out;
   out["weights"] = plan.weights;
   out["kv"] = plan.kv;
   out["scratch"] = plan.scratch;
+  out["media"] = plan.media;
+  out["snapshots"] = plan.snapshots;
   out["total"] = plan.total;
   out["available"] = plan.available;
   out["n_ctx_train"] = Config::from_gguf(file).n_ctx_train;
@@ -88,13 +98,15 @@ py::dict memory_plan(const GgufFile& file, int64_t n_ctx, const std::string& kv_
 
 void bind_model(py::module_& m) {
   py::class_<StopToken>(m, "StopToken", "A flag that ends a computation from any thread.")
-      .def(py::init<>())
+      .def(py::init<const StopToken*>(), py::arg("follows") = nullptr, py::keep_alive<1, 2>())
       .def("cancel", &StopToken::cancel)
       .def("reset", &StopToken::reset)
       .def_property_readonly("cancelled", &StopToken::cancelled);
 
   py::class_<LoadedModel, std::shared_ptr<LoadedModel>>(m, "Model", "A loaded model; sessions share it.")
-      .def(py::init(&load_model), py::arg("path"), py::kw_only(), py::arg("n_threads") = 0,
+      .def(py::init(&open_model), py::arg("path"), py::kw_only(), py::arg("n_threads") = 0,
+           py::arg("isa") = "", py::arg("n_ubatch") = 256, py::arg("packing") = "auto")
+      .def(py::init(&load_model), py::arg("file").none(false), py::kw_only(), py::arg("n_threads") = 0,
            py::arg("isa") = "", py::arg("n_ubatch") = 256, py::arg("packing") = "auto")
       .def_property_readonly(
           "file",
@@ -139,7 +151,10 @@ void bind_model(py::module_& m) {
            "float32 samples -> float32 [n, d_model], a row for each samples_per_token of them.");
 
   m.def("memory_plan", &memory_plan, py::arg("file"), py::kw_only(), py::arg("n_ctx"),
-        py::arg("kv_type") = "f16", py::arg("n_ubatch") = 256, "Bytes a model needs, from its header alone.");
+        py::arg("kv_type") = "f16", py::arg("n_ubatch") = 256, py::arg("mmproj") = nullptr,
+        py::arg("snapshot_limit") = 0, py::arg("packing") = true,
+        "Bytes a model needs, from its header alone.");
+  m.def("available_memory", &available_memory, "Bytes this process may still take; 0: unknown.");
 }
 
 }  // namespace gemmule

@@ -281,10 +281,10 @@ py::list importance_entries(LockedCollector& self) {
   return out;
 }
 
-Floats logits(LockedSession& self) {
+Floats logits(LockedSession& self, const StopToken* stop) {
   Floats out(self.session.model().config().n_vocab);
   float* row = out.mutable_data();
-  CallStop call(nullptr);
+  CallStop call(stop);
   self.with([&](Session& s) {
     const auto values = s.logits(call.token());
     std::copy(values.begin(), values.end(), row);
@@ -299,7 +299,7 @@ struct LockedSampler {
 };
 
 py::tuple sample(LockedSession& self, LockedSampler& sampler, int64_t n_prompt,
-                 const std::optional<Mask>& mask) {
+                 const std::optional<Mask>& mask, const StopToken* stop) {
   std::vector<uint32_t> allowed;
   if (mask) {
     const int64_t n_words = (self.session.model().config().n_vocab + 31) / 32;
@@ -307,7 +307,7 @@ py::tuple sample(LockedSession& self, LockedSampler& sampler, int64_t n_prompt,
       throw std::invalid_argument(cat("mask must have the shape [", n_words, "], a bit for every token"));
     allowed.assign(mask->data(), mask->data() + mask->size());
   }
-  CallStop call(nullptr);
+  CallStop call(stop);
   const Sampled result = self.with([&](Session& s) {
     s.logits(call.token());
     const std::lock_guard lock(sampler.mutex);
@@ -468,7 +468,8 @@ void bind_session(py::module_& m) {
            py::arg("progress") = py::none(),
            "Run tokens; all are kept or, on an exception, none. media: (first row, float32 [n, d_model], "
            "bidirectional) of each image or sound whose vectors replace the embeddings of n tokens.")
-      .def("logits", &logits, "float32 [n_vocab] of the last token.")
+      .def("logits", &logits, py::kw_only(), py::arg("stop") = nullptr,
+           "float32 [n_vocab] of the last token.")
       .def("append_logits", &append_logits, py::arg("tokens").noconvert(), py::kw_only(), media,
            py::arg("stop") = nullptr, "Run tokens and return float32 [n, n_vocab].")
       .def("append_hidden", &append_hidden, py::arg("tokens").noconvert(), py::kw_only(), media,
@@ -485,7 +486,7 @@ void bind_session(py::module_& m) {
            py::kw_only(), py::arg("stop") = nullptr,
            "Run tokens and add the squares of every matrix's inputs to the collector.")
       .def("sample", &sample, py::arg("sampler"), py::arg("n_prompt") = 0, py::kw_only(),
-           py::arg("mask").noconvert() = py::none(),
+           py::arg("mask").noconvert() = py::none(), py::arg("stop") = nullptr,
            "(token, log-probability, alternatives) drawn from the logits of the last token; does not append. "
            "mask: uint32 words, bit t % 32 of word t // 32 allows token t.")
       .def(

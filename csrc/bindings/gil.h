@@ -13,9 +13,8 @@ namespace gemmule {
 // Ctrl-C interrupts a long computation. Taking the GIL is rationed to every 20 ms.
 class CallStop {
  public:
-  explicit CallStop(const StopToken* user) {
-    token_.set_poll([this, user] {
-      if (user != nullptr && user->cancelled()) token_.cancel();
+  explicit CallStop(const StopToken* user) : token_(user) {
+    token_.set_poll([this] {
       const auto now = std::chrono::steady_clock::now();
       if (now - last_ < std::chrono::milliseconds(20)) return;
       last_ = now;

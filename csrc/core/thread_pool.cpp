@@ -1,8 +1,10 @@
 // A run: the caller publishes the jobs, takes jobs itself and waits until every job that was taken is
 // finished. It does not wait for workers that hold no job, so a worker that the system has preempted costs at
-// most its current piece. Waiting threads spin for some microseconds, yield for a while, then sleep: a decode
-// step keeps them awake between its runs, an idle model costs no processor time, and on a busy machine, where
-// two of them may share a processor, the yields let the one that holds a job run.
+// most its current piece. The caller asks after each of its jobs whether the run is still wanted; if not, it
+// takes all the jobs that are left at once and does none of them. Waiting threads spin for some microseconds,
+// yield for a while, then sleep: a decode step keeps them awake between its runs, an idle model costs no
+// processor time, and on a busy machine, where two of them may share a processor, the yields let the one that
+// holds a job run.
 #include "core/thread_pool.h"
 
 #include <algorithm>
@@ -97,14 +99,23 @@ void ThreadPool::set_active(int n) {
 void ThreadPool::run_jobs(int64_t n_jobs, JobFn fn, void* context) {
   const int n_active = std::min(limit_, n_threads());
   if (n_active == 1 || n_jobs <= 1) {
-    for (int64_t job = 0; job < n_jobs; ++job) fn(context, job, 0);
+    for (int64_t job = 0; job < n_jobs; ++job) {
+      fn(context, job, 0);
+      if (stop_ != nullptr) stop_->check();
+    }
     return;
   }
   set_active(n_active);
   publish(n_jobs, fn, context);
-  while (take_one_job(0)) {
+  try {
+    while (take_one_job(0))
+      if (stop_ != nullptr) stop_->check();
+  } catch (...) {
+    const uint64_t left_out = jobs_left_.value.exchange(0, std::memory_order_acq_rel);
+    wait_for(static_cast<uint64_t>(n_jobs) - left_out);
+    throw;
   }
-  wait_for_all(static_cast<uint64_t>(n_jobs));
+  wait_for(static_cast<uint64_t>(n_jobs));
 }
 
 void ThreadPool::publish(int64_t n_jobs, JobFn fn, void* context) {
@@ -118,7 +129,7 @@ void ThreadPool::publish(int64_t n_jobs, JobFn fn, void* context) {
   epoch_.value.notify_all();
 }
 
-void ThreadPool::wait_for_all(uint64_t n_jobs) {
+void ThreadPool::wait_for(uint64_t n_jobs) {
   for (Patience patience;;) {
     const uint64_t done = jobs_done_.value.load(std::memory_order_acquire);
     if (done == n_jobs) return;

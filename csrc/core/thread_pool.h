@@ -9,6 +9,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/stop_token.h"
+
 namespace gemmule {
 
 inline constexpr int kMaxThreads = 1024;  // that a caller may ask for
@@ -26,8 +28,13 @@ class ThreadPool {
   // At most this many threads work in the runs that follow. Not while one is running.
   void limit_threads(int n) { limit_ = n > 1 ? n : 1; }
 
-  // Calls fn(job, thread) for every job in [0, n_jobs) and returns when all are done. fn must not throw.
-  // Not reentrant; one caller at a time.
+  // The runs that follow end early when `stop` is cancelled; null: none of them does. Not while one is
+  // running.
+  void watch(const StopToken* stop) { stop_ = stop; }
+
+  // Calls fn(job, thread) for every job in [0, n_jobs) and returns when all are done, or throws what
+  // stop->check() throws; then no job is running any more and any number of them was left out. fn must not
+  // throw. Not reentrant; one caller at a time.
   template <class Fn>
   void run(int64_t n_jobs, Fn&& fn) {
     using F = std::remove_reference_t<Fn>;
@@ -41,7 +48,7 @@ class ThreadPool {
   void run_jobs(int64_t n_jobs, JobFn fn, void* context);
   void set_active(int n);
   void publish(int64_t n_jobs, JobFn fn, void* context);
-  void wait_for_all(uint64_t n_jobs);
+  void wait_for(uint64_t n_jobs);
   bool take_one_job(int thread);
   void stop();
   void worker_loop(int thread);
@@ -58,6 +65,7 @@ class ThreadPool {
   int64_t n_jobs_ = 0;
   std::atomic<bool> stopping_{false};
   int limit_ = kMaxThreads;
+  const StopToken* stop_ = nullptr;
   std::vector<std::thread> workers_;
 };
 

@@ -13,7 +13,7 @@ LoadedMedia::LoadedMedia(std::shared_ptr<LoadedModel> model, std::shared_ptr<con
       file_(std::move(file)),
       config_(MediaConfig::from_gguf(*file_, model_->config().d_model)) {
   file_->file().check_not_truncated();
-  model_->run_beside([&](Backend& backend) {
+  model_->run_beside(nullptr, [&](Backend& backend) {
     weights_ = MediaWeights::bind(*file_, config_, backend);
     embedder_ = std::make_unique<MediaEmbedder>(config_, weights_, backend);
   });
@@ -42,7 +42,7 @@ void LoadedMedia::in_pieces(int64_t n_rows, float* out, const char* what, const 
   for (int64_t first = 0; first < n_rows; first += embedder_->max_rows()) {
     if (stop) stop->check();
     file_->file().check_not_truncated();
-    model_->run_beside([&](Backend&) {
+    model_->run_beside(stop, [&](Backend&) {
       const Rows rows = piece(first, std::min(embedder_->max_rows(), n_rows - first));
       for (int64_t i = 0; i < rows.n; ++i)
         require_finite({rows.data + i * rows.cols, static_cast<size_t>(rows.cols)}, what, first + i);

@@ -48,11 +48,13 @@ class LoadedModel {
 
   // fn(gemma) with the model to itself, for a step of up to n_rows rows; checks first that the file is still
   // whole. Steps of more than n_ubatch rows (a long image) throw NotEnoughMemoryError where they cannot fit.
+  // Throws what stop->check() throws wherever the step is when `stop` is cancelled.
   template <class Fn>
-  void run(int64_t n_rows, Fn&& fn) {
+  void run(int64_t n_rows, const StopToken* stop, Fn&& fn) {
     const OwnedLock lock(mutex_);
     file_->file().check_not_truncated();
     Gemma4& gemma = for_rows(n_rows);
+    const Watch watch(*backend_, stop);
     backend_->begin_step(n_rows);
     fn(gemma);
     backend_->end_step();
@@ -60,12 +62,25 @@ class LoadedModel {
 
   // fn(backend) with the model to itself, for what is computed beside the forward pass.
   template <class Fn>
-  auto run_beside(Fn&& fn) {
+  auto run_beside(const StopToken* stop, Fn&& fn) {
     const OwnedLock lock(mutex_);
+    const Watch watch(*backend_, stop);
     return fn(*backend_);
   }
 
  private:
+  // The operations of a scope can be cancelled; `stop` need not outlive it.
+  class Watch {
+   public:
+    Watch(Backend& backend, const StopToken* stop) : backend_(backend) { backend_.watch(stop); }
+    ~Watch() { backend_.watch(nullptr); }
+    Watch(const Watch&) = delete;
+    Watch& operator=(const Watch&) = delete;
+
+   private:
+    Backend& backend_;
+  };
+
   Gemma4& for_rows(int64_t n_rows);
   void allow_packing(Packing packing);
 

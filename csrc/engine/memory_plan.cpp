@@ -15,6 +15,8 @@ namespace {
 // The table of per-layer embeddings: a step reads one row per token of it, so it never has to be in memory.
 constexpr const char* kLazyTable = "per_layer_token_embd.weight";
 
+constexpr int64_t kImageRows = 280;  // of an image of the usual detail, which is always one step
+
 int64_t meminfo_available() {
   std::ifstream meminfo("/proc/meminfo");
   std::string name;
@@ -51,7 +53,25 @@ int64_t cgroup_available() {
   return 0;
 }
 
+// What a session keeps of its sliding layers at most: nothing while their rings hold the whole context.
+int64_t snapshot_bytes(const Config& config, int64_t n_ctx, KvTypes kv_types, int64_t n_ubatch, int64_t limit,
+                       int64_t available) {
+  constexpr int64_t kStep = 256, kFar = kMaxContext;
+  const auto kv = [&](int64_t n) { return KvCache::plan_bytes(config, n, kv_types, n_ubatch); };
+  // Bytes of a position, in global and in sliding layers.
+  const int64_t global = (kv(kFar) - kv(kFar - kStep)) / kStep, sliding = kv(kStep) / kStep - global;
+  const int64_t ring = sliding > 0 ? (kv(kFar) - kFar * global) / sliding : kFar;
+  if (n_ctx <= ring || limit == 0) return 0;
+  if (limit == kAutoSnapshots) limit = auto_snapshot_bytes(sliding * (config.window + kStep), available);
+  return std::min(limit, sliding * n_ctx);
+}
+
 }  // namespace
+
+int64_t auto_snapshot_bytes(int64_t window_bytes, int64_t available) {
+  const int64_t wanted = std::max(int64_t{256} << 20, window_bytes);
+  return available > 0 ? std::min(wanted, available / 8) : wanted;
+}
 
 int64_t available_memory() {
   int64_t available = meminfo_available();
@@ -63,16 +83,29 @@ int64_t available_memory() {
   return available;
 }
 
-MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, KvTypes kv_types, int64_t n_ubatch) {
+MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, KvTypes kv_types, int64_t n_ubatch,
+                       const GgufFile* mmproj, int64_t snapshot_limit, bool packing) {
   check_ubatch(n_ubatch);
   const Config config = Config::from_gguf(file);
   MemoryPlan plan;
-  for (const GgufTensor& tensor : file.tensors())
-    if (tensor.name != kLazyTable) plan.weights += static_cast<int64_t>(tensor.n_bytes);
+  int64_t largest = 0;
+  for (const GgufTensor& tensor : file.tensors()) {
+    if (tensor.name == kLazyTable) continue;
+    plan.weights += static_cast<int64_t>(tensor.n_bytes);
+    if (tensor.layout == Layout::Rows) largest = std::max(largest, static_cast<int64_t>(tensor.n_bytes));
+  }
   plan.kv = KvCache::plan_bytes(config, n_ctx, kv_types, n_ubatch);
-  plan.scratch = Gemma4::scratch_bytes(config, n_ubatch, kLogitRows);
-  plan.total = plan.weights + plan.kv + plan.scratch;
+  // One row of logits: of the others, which scores need, memory is taken only as they are used.
+  plan.scratch = Gemma4::scratch_bytes(config, n_ubatch, 1) + (packing ? std::min(largest, kRepackPiece) : 0);
+  if (mmproj != nullptr) {
+    for (const GgufTensor& tensor : mmproj->tensors()) plan.media += static_cast<int64_t>(tensor.n_bytes);
+    if (kImageRows > n_ubatch)
+      plan.media += Gemma4::scratch_bytes(config, kImageRows, 1) +
+                    KvCache::plan_bytes(config, n_ctx, kv_types, kImageRows) - plan.kv;
+  }
   plan.available = available_memory();
+  plan.snapshots = snapshot_bytes(config, n_ctx, kv_types, n_ubatch, snapshot_limit, plan.available);
+  plan.total = plan.weights + plan.kv + plan.scratch + plan.media + plan.snapshots;
   return plan;
 }
 

@@ -40,9 +40,7 @@ int64_t checked_snapshots(int64_t limit, const KvCache& kv) {
   if (limit != kAutoSnapshots && limit < 0)
     throw std::invalid_argument(cat("snapshot_limit is ", limit, "; choose a number of bytes, 0 for none"));
   if (limit != kAutoSnapshots) return limit;
-  const int64_t wanted = std::max(int64_t{256} << 20, KvSnapshots::window_bytes(kv));
-  const int64_t have = available_memory();
-  return have > 0 ? std::min(wanted, have / 8) : wanted;
+  return auto_snapshot_bytes(KvSnapshots::window_bytes(kv), available_memory());
 }
 
 }  // namespace
@@ -167,7 +165,7 @@ void Session::run_rows(const Piece& piece, const StopToken* stop, const Progress
     const Batch batch{piece.tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(n_rows)),
                       positions_, std::span(&sequence, 1), step_media_};
     will_write(pos, next, stop);
-    model_->run(n_rows, [&](Gemma4& gemma) {
+    model_->run(n_rows, stop, [&](Gemma4& gemma) {
       const Rows hidden = gemma.forward(batch, stop, tap);
       if (consume)
         consume(gemma, first, hidden);
@@ -290,7 +288,7 @@ void Session::append_together(std::span<Session* const> sessions,
     session.logits_.clear();
     session.will_write(session.n_tokens(), session.n_tokens() + static_cast<int64_t>(pieces[s].size()), stop);
   }
-  model.run(static_cast<int64_t>(tokens.size()), [&](Gemma4& gemma) {
+  model.run(static_cast<int64_t>(tokens.size()), stop, [&](Gemma4& gemma) {
     const Rows hidden = gemma.forward({tokens, positions, sequences, {}}, stop, nullptr);
     try {
       for (size_t s = 0; s < sessions.size(); ++s) {

@@ -9,6 +9,7 @@
 
 #include "core/stop_token.h"
 #include "engine/loaded_model.h"
+#include "engine/memory_plan.h"
 #include "engine/sampler.h"
 #include "model/kv_cache.h"
 #include "model/kv_snapshots.h"
@@ -26,13 +27,10 @@ struct MediaRows {
   int64_t end() const { return first + n_rows; }
 };
 
-// Bytes for what the sliding rings overwrite: as much as one place to go back to can need, at least 256 MiB,
-// at most an eighth of the free memory.
-inline constexpr int64_t kAutoSnapshots = -1;
-
 class Session {
  public:
-  // Throws NotEnoughMemoryError with need, have and the largest context that fits.
+  // snapshot_limit: bytes for what the sliding rings overwrite. Throws NotEnoughMemoryError with need, have
+  // and the largest context that fits.
   Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, KvTypes kv_types,
           int64_t snapshot_limit = kAutoSnapshots);
 

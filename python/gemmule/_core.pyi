@@ -21,6 +21,7 @@ __all__: list[str] = [
     "StringIndex",
     "Xxh64",
     "append_together",
+    "available_memory",
     "block_size",
     "build_info",
     "cpu_info",
@@ -87,7 +88,7 @@ class StringIndex:
 class StopToken:
     """A flag that ends a computation from any thread."""
 
-    def __init__(self) -> None: ...
+    def __init__(self, follows: StopToken | None = None) -> None: ...
     def cancel(self) -> None: ...
     def reset(self) -> None: ...
     @property
@@ -96,9 +97,20 @@ class StopToken:
 class Model:
     """A loaded model; sessions share it."""
 
+    @typing.overload
     def __init__(
         self,
         path: str,
+        *,
+        n_threads: typing.SupportsInt | typing.SupportsIndex = 0,
+        isa: str = "",
+        n_ubatch: typing.SupportsInt | typing.SupportsIndex = 256,
+        packing: str = "auto",
+    ) -> None: ...
+    @typing.overload
+    def __init__(
+        self,
+        file: GgufFile,
         *,
         n_threads: typing.SupportsInt | typing.SupportsIndex = 0,
         isa: str = "",
@@ -266,7 +278,7 @@ class Session:
     def fork(self) -> Session:
         """A second timeline with the same content."""
 
-    def logits(self) -> numpy.typing.NDArray[numpy.float32]:
+    def logits(self, *, stop: StopToken | None = None) -> numpy.typing.NDArray[numpy.float32]:
         """float32 [n_vocab] of the last token."""
 
     def media(self) -> list[typing.Any]:
@@ -281,6 +293,7 @@ class Session:
         n_prompt: typing.SupportsInt | typing.SupportsIndex = 0,
         *,
         mask: numpy.typing.NDArray[numpy.uint32] | None = None,
+        stop: StopToken | None = None,
     ) -> tuple[typing.Any, ...]:
         """(token, log-probability, alternatives) drawn from the logits of the last token; does not append. mask: uint32 words, bit t % 32 of word t // 32 allows token t."""
 
@@ -360,6 +373,9 @@ def append_together(
 ) -> None:
     """Append one piece of tokens to each of several sessions of a model in one shared step."""
 
+def available_memory() -> int:
+    """Bytes this process may still take; 0: unknown."""
+
 def block_size(type: str) -> tuple[int, int]:
     """(elements, bytes) of a block of a tensor type."""
 
@@ -378,6 +394,9 @@ def memory_plan(
     n_ctx: typing.SupportsInt | typing.SupportsIndex,
     kv_type: str = "f16",
     n_ubatch: typing.SupportsInt | typing.SupportsIndex = 256,
+    mmproj: GgufFile | None = None,
+    snapshot_limit: typing.SupportsInt | typing.SupportsIndex = 0,
+    packing: bool = True,
 ) -> dict[str, typing.Any]:
     """Bytes a model needs, from its header alone."""
 

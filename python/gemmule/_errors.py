@@ -5,7 +5,7 @@ Error (Exception)
 ├── FormatError           ValueError          the file is damaged or contradicts itself
 ├── UnsupportedError      ValueError          valid, but this build does not do it
 ├── ContextLengthError    ValueError          more tokens than the context holds (.n_prompt, .n_ctx)
-├── NotEnoughMemoryError  MemoryError         the plan does not fit
+├── NotEnoughMemoryError  MemoryError         the plan does not fit (.need, .have in bytes, .n_ctx that fits)
 ├── DeviceError           RuntimeError        no such device or instruction set
 ├── MediaError            ValueError          an image, sound or video cannot be read
 ├── GrammarError          ValueError          a schema, regex or grammar cannot be used
@@ -62,7 +62,22 @@ class ContextLengthError(Error, ValueError):
 
 
 class NotEnoughMemoryError(Error, MemoryError):
-    """The memory plan does not fit into what the machine has available."""
+    """The memory plan does not fit: `need` bytes, `have` are available, and `n_ctx` is the largest context
+    that fits. A 0 means that the number is not known, or that no context fits.
+    """
+
+    need: int
+    have: int
+    n_ctx: int
+
+    def __init__(self, message: str = "", need: int = 0, have: int = 0, n_ctx: int = 0) -> None:
+        super().__init__(message or f"{need} bytes are needed and {have} are available")
+        self.need = need
+        self.have = have
+        self.n_ctx = n_ctx
+
+    def __reduce__(self) -> tuple[type, tuple[str, int, int, int]]:
+        return type(self), (str(self), self.need, self.have, self.n_ctx)
 
 
 class DeviceError(Error, RuntimeError):

@@ -1,41 +1,36 @@
 """What a file is and what it needs, from its header alone: no weight is read, so this takes milliseconds."""
 
-import dataclasses
 import math
 import os
 from collections import Counter
-from typing import Any, Literal
+from typing import Any
 
 from gemmule import _core
-from gemmule._checks import MAX_CONTEXT, kv_format, path_text, whole
-from gemmule._errors import FormatError, NotEnoughMemoryError
+from gemmule._checks import byte_size, path_text
+from gemmule._errors import FormatError
 from gemmule._memory import machine_memory
-from gemmule._types import Device, MemoryPlan, ModelInfo, format_bytes
+from gemmule._plan import ContextSize, checked_context, choose_plan, plan_for
+from gemmule._types import Device, MemoryPlan, ModelInfo
 
 __all__ = [
     "Header",
     "build_facts",
-    "checked_context",
-    "choose_plan",
     "devices",
     "estimate",
     "info_of",
     "inspect",
     "modalities_of",
     "open_header",
-    "plan_for",
     "section_file",
 ]
 
 Header = _core.GgufFile
-ContextSize = int | Literal["auto", "max"]
 
 # general.file_type as llama.cpp numbers it.
 _FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12:
     "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 32: "BF16",
 }  # fmt: skip
-_AUTO_SIZES = (4096, 8192, 16384, 32768)
 
 
 def open_header(path: str | os.PathLike[str]) -> _core.GgufFile:
@@ -53,9 +48,22 @@ def inspect(path: str | os.PathLike[str]) -> ModelInfo:
     return info_of(open_header(path))
 
 
-def estimate(path: str | os.PathLike[str], *, n_ctx: int = 8192, kv_type: str = "f16") -> MemoryPlan:
-    """The memory needed to run a file with a context of `n_ctx` tokens."""
-    return plan_for(open_header(path), n_ctx=n_ctx, kv_type=kv_type)
+def estimate(
+    path: str | os.PathLike[str],
+    *,
+    n_ctx: ContextSize = 8192,
+    kv_type: str = "f16",
+    memory_limit: int | str | None = None,
+) -> MemoryPlan:
+    """The memory needed to run a file with a context of `n_ctx` tokens. "auto" chooses the context as Model
+    does and throws NotEnoughMemoryError where none fits; a number is never refused.
+    """
+    file, n_ctx = open_header(path), checked_context(n_ctx)
+    limit = None if memory_limit is None else byte_size("memory_limit", memory_limit)
+    mmproj = section_file(file, "mmproj")
+    if isinstance(n_ctx, int):
+        return plan_for(file, n_ctx=n_ctx, kv_type=kv_type, mmproj=mmproj, memory_limit=limit)
+    return choose_plan(file, n_ctx, kv_type=kv_type, mmproj=mmproj, memory_limit=limit)
 
 
 def devices() -> list[Device]:
@@ -137,68 +145,3 @@ def _quantization(file_type: int, tensors: list[Any]) -> str:
     for _, kind, _, _, size, *_ in tensors:
         n_bytes[kind] += size
     return n_bytes.most_common(1)[0][0] if n_bytes else "none"
-
-
-def plan_for(file: _core.GgufFile, *, n_ctx: int, kv_type: str = "f16", reason: str = "") -> MemoryPlan:
-    n_ctx = whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
-    plan = _core.memory_plan(file, n_ctx=n_ctx, kv_type=kv_format(kv_type))
-    return MemoryPlan(
-        weights=plan["weights"],
-        kv=plan["kv"],
-        scratch=plan["scratch"],
-        total=plan["total"],
-        available=plan["available"],
-        n_ctx=n_ctx,
-        n_ctx_train=plan["n_ctx_train"],
-        kv_type=kv_type,
-        reason=reason,
-    )
-
-
-def checked_context(n_ctx: object) -> ContextSize:
-    """A context size that can be asked for."""
-    if isinstance(n_ctx, str):
-        if n_ctx == "auto":
-            return "auto"
-        if n_ctx == "max":
-            return "max"
-        raise ValueError(f'n_ctx must be "auto", "max" or a number of tokens, not {n_ctx!r}')
-    return whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
-
-
-def choose_plan(
-    file: _core.GgufFile, n_ctx: ContextSize, *, kv_type: str, memory_limit: int | None = None
-) -> MemoryPlan:
-    """Settles the context size, or refuses with the numbers.
-
-    "auto" is the largest of 4k, 8k, 16k and 32k that fits with a tenth of the memory kept free, and never
-    above what the model was trained for; "max" is the trained size.
-    """
-
-    def plan(size: int, reason: str) -> MemoryPlan:
-        free = plan_for(file, n_ctx=size, kv_type=kv_type, reason=reason)
-        if memory_limit is None:
-            return free
-        return dataclasses.replace(free, available=min(free.available, memory_limit))
-
-    trained = plan(1, "").n_ctx_train
-    if n_ctx == "auto":
-        sizes = sorted({min(size, trained) for size in _AUTO_SIZES}, reverse=True)
-        plans = [
-            plan(size, f"{size} of {trained}: the largest automatic size that fits; n_ctx changes it")
-            for size in sizes
-        ]
-        chosen = next((candidate for candidate in plans if candidate.fits), plans[-1])
-    elif n_ctx == "max":
-        chosen = plan(trained, f"{trained}: all the model was trained for")
-    else:
-        above = f", above the trained {trained}" if n_ctx > trained else ""
-        chosen = plan(n_ctx, f"{n_ctx} of {trained}: as asked{above}")
-    if chosen.total > chosen.available:
-        limited = chosen.available == memory_limit
-        raise NotEnoughMemoryError(
-            f"{file.path} needs {format_bytes(chosen.total)} with a context of {chosen.n_ctx} tokens "
-            f"but only {format_bytes(chosen.available)} are {'allowed' if limited else 'available'}; "
-            "choose a smaller context or a smaller quantization"
-        )
-    return chosen

@@ -4,6 +4,7 @@ _stream.py and _chat/plan.py.
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,16 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
+from gemmule._cancel import cancelled_by
 from gemmule._checks import MAX_CONTEXT, MAX_THREADS, byte_size, is_whole, kv_format, path_text, whole
-from gemmule._errors import DeviceError, Error
-from gemmule._inspect import ContextSize, checked_context, choose_plan, info_of, section_file
+from gemmule._errors import Cancelled, DeviceError, Error
+from gemmule._inspect import info_of, section_file
 from gemmule._media.embedder import MediaFrontEnd, find_mmproj
-from gemmule._prompt import Prompt, PromptLike, Span, build_prompt
+from gemmule._plan import ContextSize, Room, checked_context, choose_plan
+from gemmule._prompt import EMPTY, Prompt, PromptLike, Span, build_prompt
 from gemmule._request import ChatOptions, GenerateOptions, Progress, Request, check_callbacks
 from gemmule._sampling import SamplingParams
-from gemmule._session import Session, check_options, perplexity, too_long
+from gemmule._session import Session, check_options, perplexity
 from gemmule._stream import Stream
 from gemmule._tokenizer import Tokenizer
+from gemmule._truncate import answer_room, cut_rows, policy_of, too_long
 from gemmule._types import MemoryPlan, ModelInfo, Reply, Score, TokenCount
 
 if TYPE_CHECKING:
@@ -34,17 +38,21 @@ __all__ = ["Model"]
 
 SnapshotLimit: TypeAlias = int | str  # bytes, text such as 256MB, or "auto"
 
+_LEAST = 256  # tokens that an answer of unknown length must have room for
+
 
 class Model:
     """Weights, tokenizer and defaults of one file. A context manager; thread-safe.
 
-    n_ctx: "auto" (the largest of 4k, 8k, 16k, 32k that fits), "max" (what the model was trained for) or a
-    number. n_threads: None uses all physical cores. kv_type: the number format of the cache, "f16", "q8_0" or
-    "f32", or one for each kind of layer, "sliding=f16,global=q8_0". mmproj: the file with the image and audio
-    embedders; None takes those inside the model file, else the one lying beside it; False takes none. packed:
-    whether weights are brought into the kernels' own order while the model runs, which takes no more memory
-    but memory of its own instead of the file's pages; "auto" does so where it fits. memory_limit: what the
-    model and one session may take, in bytes or such as "7.5GB". isa: None picks the best instruction set
+    n_ctx: "auto" (the largest context up to the trained one with which a tenth of the memory stays free; a
+    new session takes less where less is free by then), "max" (what the model was trained for) or a number.
+    What does not fit is refused with NotEnoughMemoryError before anything is allocated. n_threads: None uses
+    all physical cores. kv_type: the number format of the cache, "f16", "q8_0" or "f32", or one for each kind
+    of layer, "sliding=f16,global=q8_0". mmproj: the file with the image and audio embedders; None takes those
+    inside the model file, else the one lying beside it; False takes none. packed: whether weights are brought
+    into the kernels' own order while the model runs, which takes no more memory but memory of its own instead
+    of the file's pages; "auto" does so where it fits. memory_limit: what the model and its sessions may take,
+    in bytes or such as "7.5GB". isa: None picks the best instruction set
     ($GEMMULE_CPU_ISA overrides). The results do not depend on n_threads, packed or isa.
     """
 
@@ -76,11 +84,23 @@ class Model:
         limit = None if memory_limit is None else byte_size("memory_limit", memory_limit)
         self._snapshot_limit = _snapshot_bytes(snapshot_limit)
         packing = {"auto": "auto", True: "always", False: "never"}[packed]
-        core = _core.Model(path_text(path), n_threads=wanted or 0, isa=chosen_isa, packing=packing)
-        self._plan = choose_plan(core.file, n_ctx, kv_type=kv_type, memory_limit=limit)
-        self._file = core.file
-        self._tokenizer = Tokenizer(core.file)
-        self._media = MediaFrontEnd(core.file.path, _mmproj_of(core, mmproj), self._tokenizer)
+        self._file = file = _core.GgufFile(path_text(path))
+        embedders = _mmproj_of(file, mmproj)
+        self._plan = choose_plan(
+            file,
+            n_ctx,
+            kv_type=kv_type,
+            memory_limit=limit,
+            mmproj=embedders,
+            snapshot_limit=self._snapshot_limit,
+            packing=packing != "never",
+        )
+        self._room = Room(file, self._plan, limit)
+        self._adapts = n_ctx == "auto"
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        core = _core.Model(file, n_threads=wanted or 0, isa=chosen_isa, packing=packing)
+        self._tokenizer = Tokenizer(file)
+        self._media = MediaFrontEnd(file.path, embedders, self._tokenizer)
         self._suppress = list(core.suppress_tokens)
         self._isa, self._n_threads = core.isa, core.n_threads
         self._core = core
@@ -232,11 +252,15 @@ class Model:
         logprobs: n adds each token's log-probability and the n likeliest alternatives.
         schema, regex, choices, grammar: at most one; what the answer must look like (see `chat`).
         image_tokens: 70, 140, 280, 560 or 1120, the detail at which images are seen.
+        truncation: "error" refuses a prompt that does not fit; "oldest" leaves out its beginning, "middle"
+        its middle, and says so in `reply.warnings` and `reply.usage.dropped_tokens`. In `chat` these leave
+        out whole turns, the oldest ones or those after the first; system, tools and the last turn stay.
         cancel: a StopToken that ends the work from anywhere; progress(done, total): called during the prompt.
         """
         check_options("generate", options, GenerateOptions)
-        rows = build_prompt(self._tokenizer, self._media, prompt, image_tokens=options.get("image_tokens"))
-        return self._answer(self._raw_request(rows, options), stream)
+        policy_of(options)
+        rows = self._rows(prompt, options)
+        return self._answer(self._cut_request(rows, options, self.n_ctx), stream)
 
     @overload
     def chat(
@@ -264,7 +288,7 @@ class Model:
         """
         check_options("chat", options, ChatOptions)
         history = self._conversation((), messages, options)
-        return self._answer(self._chat_request(history, options), stream)
+        return self._answer(self._chat_request(history, options, self.n_ctx), stream)
 
     def act(
         self,
@@ -307,7 +331,12 @@ class Model:
         """`generate` without blocking the event loop; cancelling the task stops the engine."""
         from gemmule._chat.async_stream import run
 
-        return await run(lambda: self.generate(prompt, stream=True, **options), stream)
+        def start(cancel: _core.StopToken) -> Stream:
+            wanted: GenerateOptions = {**options, "cancel": cancel}
+            running: Stream = self.generate(prompt, stream=True, **wanted)
+            return running
+
+        return await run(start, options.get("cancel"), stream)
 
     async def achat(
         self, messages: Any, *, stream: bool = False, **options: Unpack[ChatOptions]
@@ -315,14 +344,19 @@ class Model:
         """`chat` without blocking the event loop; cancelling the task stops the engine."""
         from gemmule._chat.async_stream import run
 
-        return await run(lambda: self.chat(messages, stream=True, **options), stream)
+        def start(cancel: _core.StopToken) -> Stream:
+            wanted: ChatOptions = {**options, "cancel": cancel}
+            running: Stream = self.chat(messages, stream=True, **wanted)
+            return running
+
+        return await run(start, options.get("cancel"), stream)
 
     def render(self, messages: Any, **options: Unpack[ChatOptions]) -> Prompt:
         """The exact prompt of a chat request: text, token ids, tokens of each modality. Takes the options of
         `chat`; `generate` and `logits` take the result.
         """
         check_options("render", options, ChatOptions)
-        return self._chat_request(self._conversation((), messages, options), options).prompt
+        return self._chat_request(self._conversation((), messages, options), options, self.n_ctx).prompt
 
     def count_tokens(self, messages_or_text: Any, **options: Unpack[ChatOptions]) -> TokenCount:
         """How many tokens a prompt has, and how many of them are image, audio and video. Text and parts count
@@ -343,14 +377,14 @@ class Model:
     ) -> Session:
         """A new empty timeline; its context and limits default to the model's. `system` begins its
         conversation.
+
+        Throws NotEnoughMemoryError where its keys and values would not fit beside the weights and the other
+        sessions.
         """
+        kv_type = self._plan.kv_type if kv_type is None else kv_format(kv_type)
         size = self.n_ctx if n_ctx is None else whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
-        core = self._engine().session(
-            n_ctx=size,
-            kv_type=self._plan.kv_type if kv_type is None else kv_format(kv_type),
-            snapshot_limit=self._snapshots(snapshot_limit),
-        )
-        return Session(self, core, system=system)
+        least = min(size, _LEAST) if self._adapts and n_ctx is None else size
+        return self._new_session(size, least, kv_type, self._snapshots(snapshot_limit), system)
 
     def load_session(
         self,
@@ -401,11 +435,42 @@ class Model:
 
     def _fresh(self, prompt: PromptLike) -> tuple[Prompt, _core.Session]:
         rows = build_prompt(self._tokenizer, self._media, prompt)
-        if len(rows) > self.n_ctx:
-            raise too_long(len(rows), self.n_ctx)
-        return rows, self._engine().session(
-            n_ctx=max(len(rows), 1), kv_type=self._plan.kv_type, snapshot_limit=0
-        )
+        n = max(len(rows), 1)
+        if n > self.n_ctx:
+            raise too_long(n, self.n_ctx)
+        self._context(n, n, self._plan.kv_type)
+        return rows, self._engine().session(n_ctx=n, kv_type=self._plan.kv_type, snapshot_limit=0)
+
+    def _context(self, wanted: int, least: int, kv_type: str) -> int:
+        """The context of a new session: `wanted`, or as much as fits, but at least `least`."""
+        reserved = unused = 0
+        for session in list(self._sessions):
+            held, used = session._kv_bytes()
+            reserved, unused = reserved + held, unused + max(0, held - used)
+        left = self._room.left(self._engine().packed_bytes, reserved, unused)
+        return self._room.context(wanted, least, kv_type, left)
+
+    def _new_session(
+        self, wanted: int, least: int, kv_type: str, snapshot_limit: int, system: str | None = None
+    ) -> Session:
+        with self._lock:
+            n_ctx = self._context(wanted, least, kv_type)
+            core = self._engine().session(n_ctx=n_ctx, kv_type=kv_type, snapshot_limit=snapshot_limit)
+            return Session(self, core, kv_type=kv_type, system=system)
+
+    def _rows(self, prompt: PromptLike, options: GenerateOptions, *, add_bos: bool = True) -> Prompt:
+        """The rows of a prompt; none of one that was cancelled while its media were decoded."""
+        try:
+            with cancelled_by(options.get("cancel")):
+                return build_prompt(
+                    self._tokenizer,
+                    self._media,
+                    prompt,
+                    add_bos=add_bos,
+                    image_tokens=options.get("image_tokens"),
+                )
+        except Cancelled:
+            return EMPTY
 
     # -- used by Session and the chat modules --------------------------------------------------------------
 
@@ -418,18 +483,28 @@ class Model:
     def _answer(self, request: Request, stream: bool) -> Reply | Stream:
         # No more cache than this answer can use: short answers then start without touching much memory.
         n_ctx, n_prompt = self.n_ctx, len(request.prompt)
+        if n_prompt > n_ctx:
+            raise too_long(n_prompt, n_ctx)
         thinks = request.dialogue is not None and request.dialogue.thinks
-        if request.max_tokens is not None and not thinks and n_prompt <= n_ctx:
-            n_ctx = min(n_ctx, n_prompt + request.max_tokens)
-        core = self._engine().session(n_ctx=n_ctx, kv_type=self._plan.kv_type, snapshot_limit=0)
-        session = Session(self, core)
+        if request.max_tokens is not None and not thinks:
+            n_ctx = max(1, min(n_ctx, n_prompt + request.max_tokens))
+        least = min(n_ctx, n_prompt + (_LEAST if request.max_tokens is None else request.max_tokens))
+        session = self._new_session(n_ctx, max(1, least), self._plan.kv_type, 0)
         running = session._start(request, owned=True)
         return running if stream else running.reply
 
-    def _raw_request(self, rows: Prompt, options: GenerateOptions) -> Request:
+    def _raw_request(self, rows: Prompt, options: GenerateOptions, dropped_tokens: int = 0) -> Request:
         from gemmule._chat.plan import raw_request
 
-        return raw_request(self, rows, options)
+        return raw_request(self, rows, options, dropped_tokens)
+
+    def _cut_request(self, rows: Prompt, options: GenerateOptions, n_ctx: int) -> Request:
+        """A continuation of rows, cut to fit into `n_ctx` where the options allow it."""
+        n_kept = 1 if rows.tokens[:1] == (self._tokenizer.bos_id,) else 0
+        request = self._raw_request(rows, options)
+        room = n_ctx - answer_room(request.max_tokens, n_ctx)
+        rows, dropped_tokens = cut_rows(rows, policy_of(options), room, n_kept)
+        return self._raw_request(rows, options, dropped_tokens) if dropped_tokens else request
 
     def _conversation(
         self, before: "tuple[Message, ...]", messages: Any, options: ChatOptions
@@ -438,10 +513,10 @@ class Model:
 
         return conversation(before, messages, options)
 
-    def _chat_request(self, history: "tuple[Message, ...]", options: ChatOptions) -> Request:
+    def _chat_request(self, history: "tuple[Message, ...]", options: ChatOptions, n_ctx: int) -> Request:
         from gemmule._chat.plan import chat_request
 
-        return chat_request(self, history, options)
+        return chat_request(self, history, options, n_ctx)
 
     def _embed(
         self, spans: Sequence[Span], offset: int, stop: _core.StopToken | None
@@ -462,16 +537,16 @@ def _snapshot_bytes(limit: SnapshotLimit) -> int:
 
 
 def _mmproj_of(
-    core: _core.Model, mmproj: str | os.PathLike[str] | Literal[False] | None
+    file: _core.GgufFile, mmproj: str | os.PathLike[str] | Literal[False] | None
 ) -> _core.GgufFile | None:
     if mmproj is False:
         return None
     if mmproj is not None:
         return _core.GgufFile(path_text(mmproj))
-    inside = section_file(core.file, "mmproj")
+    inside = section_file(file, "mmproj")
     if inside is not None:
         return inside
-    beside = find_mmproj(Path(core.file.path), core.d_model)
+    beside = find_mmproj(Path(file.path), info_of(file).d_model)
     return None if beside is None else _core.GgufFile(str(beside))
 
 

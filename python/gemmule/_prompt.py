@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from gemmule._cancel import check_cancelled
 from gemmule._checks import is_whole, whole
 from gemmule._errors import MediaError, UnsupportedError
 from gemmule._media.parts import Audio, Image, MediaPart, Video
@@ -19,11 +20,12 @@ from gemmule._tokenizer import Tokenizer
 from gemmule._types import TokenCount
 
 if TYPE_CHECKING:
-    from gemmule._media.embedder import MediaFrontEnd, Prepared
+    from gemmule._media.embedder import MediaFrontEnd, MediaPiece, Prepared
 
 __all__ = [
     "EMPTY",
     "MAX_MEDIA",
+    "PreparedMedia",
     "Prompt",
     "PromptBuilder",
     "PromptLike",
@@ -110,21 +112,38 @@ def identity(tokens: Sequence[int], spans: Sequence[Span]) -> list[object]:
     return out
 
 
+class PreparedMedia:
+    """The media of a conversation, decoded once however often its prompt is built."""
+
+    def __init__(self, front_end: "MediaFrontEnd", image_tokens: int | None = None) -> None:
+        self._front_end = front_end
+        self._image_tokens = image_tokens
+        self._done: dict[
+            int, tuple[MediaPart, Sequence[str | MediaPiece], Sequence[str]]
+        ] = {}  # by identity; the part itself keeps it from being used again
+
+    def of(self, part: MediaPart) -> "tuple[Sequence[str | MediaPiece], Sequence[str]]":
+        """Text and soft-token runs of a part, and notes on what was done."""
+        check_cancelled()
+        if id(part) not in self._done:
+            self._done[id(part)] = (part, *self._front_end.prepare(part, self._image_tokens))
+        _, pieces, notes = self._done[id(part)]
+        return pieces, notes
+
+
 class PromptBuilder:
     """Collects parts; `build()` gives the prompt."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        media: "MediaFrontEnd",
+        media: PreparedMedia,
         *,
         add_bos: bool = True,
-        image_tokens: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._media = media
         self._add_bos = add_bos
-        self._image_tokens = None if image_tokens is None else whole("image_tokens", image_tokens, 1, 1 << 14)
         self._ids: list[int] = []
         self._shown: list[str] = []
         self._held = ""  # text that may still grow before it is encoded
@@ -158,7 +177,7 @@ class PromptBuilder:
             self._encode(force=True)  # BOS comes before the first picture
         self._n_parts += 1
         self._shown.append({Image: "<|image|>", Audio: "<|audio|>", Video: "<|video|>"}[type(part)])
-        pieces, notes = self._media.prepare(part, self._image_tokens)
+        pieces, notes = self._media.of(part)
         self._warnings += notes
         for piece in pieces:
             if isinstance(piece, str):
@@ -203,7 +222,8 @@ def build_prompt(
     if isinstance(prompt, Prompt):
         tokenizer.check_ids(prompt.tokens)
         return prompt
-    builder = PromptBuilder(tokenizer, media, add_bos=add_bos, image_tokens=image_tokens)
+    detail = None if image_tokens is None else whole("image_tokens", image_tokens, 1, 1 << 14)
+    builder = PromptBuilder(tokenizer, PreparedMedia(media, detail), add_bos=add_bos)
     for part in _parts(prompt):
         if isinstance(part, str):
             builder.text(part)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from gemmule import _core
 from gemmule._checks import whole
@@ -48,6 +48,7 @@ class GenerateOptions(TypedDict, total=False):
     choices: Sequence[str] | None
     grammar: str | None
     image_tokens: int | None
+    truncation: Literal["error", "oldest", "middle"] | None
     cancel: _core.StopToken | None
     progress: Progress | None
 
@@ -93,6 +94,7 @@ class Request:
     make_constraint: "Callable[[], Constraint] | None" = None
     dialogue: Dialogue | None = None
     warnings: tuple[str, ...] = ()
+    dropped_tokens: int = 0  # left out of the prompt by `truncation`
 
 
 def make_request(
@@ -104,6 +106,7 @@ def make_request(
     make_constraint: "Callable[[], Constraint] | None" = None,
     dialogue: Dialogue | None = None,
     warnings: tuple[str, ...] = (),
+    dropped_tokens: int = 0,
 ) -> Request:
     """Checks the options that concern sampling and ending, and fills in the defaults. Others are not read."""
     max_tokens, logprobs = options.get("max_tokens"), options.get("logprobs")
@@ -128,6 +131,7 @@ def make_request(
         make_constraint,
         dialogue,
         (*prompt.warnings, *warnings),
+        dropped_tokens,
     )
 
 

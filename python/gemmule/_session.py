@@ -18,17 +18,18 @@ from numpy.typing import NDArray
 from gemmule import _core
 from gemmule._cache import atomic_write
 from gemmule._checks import whole
-from gemmule._errors import ContextLengthError, Error
-from gemmule._prompt import EMPTY, Prompt, PromptLike, Span, build_prompt, identity
+from gemmule._errors import Cancelled, Error
+from gemmule._prompt import EMPTY, Prompt, PromptLike, Span, count_of, identity
 from gemmule._request import ChatOptions, GenerateOptions, Progress, Request, check_callbacks
 from gemmule._stream import Stream
+from gemmule._truncate import policy_of, too_long
 from gemmule._types import Reply
 
 if TYPE_CHECKING:
     from gemmule._chat.messages import Message
     from gemmule._model import Model
 
-__all__ = ["Session", "check_options", "perplexity", "too_long"]
+__all__ = ["Session", "check_options", "perplexity"]
 
 
 class Session:
@@ -36,9 +37,18 @@ class Session:
     open.
     """
 
-    def __init__(self, model: "Model", core: _core.Session, *, system: str | None = None) -> None:
+    def __init__(
+        self,
+        model: "Model",
+        core: _core.Session,
+        *,
+        kv_type: str | None = None,
+        system: str | None = None,
+    ) -> None:
         self._model = model
         self._core: _core.Session | None = core
+        self._kv_type = model.plan.kv_type if kv_type is None else kv_type
+        model._sessions.add(self)
         self._timeline: list[int] = []  # kept here because the engine cannot be asked while it runs
         self._spans: list[Span] = []  # the pictures and sounds on the timeline
         self._n_pending = 0  # how many at the end of the timeline have not been run yet
@@ -94,7 +104,7 @@ class Session:
         check_callbacks(cancel, progress)
         with self._model._lock:
             self._idle()
-            rows = self._rows(prompt, None)
+            rows = self._rows(prompt, {"cancel": cancel})
             self._check_room(len(rows))
             self._close_stream()
             self._advance(rows, cancel, progress)
@@ -122,13 +132,19 @@ class Session:
         `Model.generate`.
         """
         check_options("generate", options, GenerateOptions)
+        policy = policy_of(options)
         with self._model._lock:
             self._idle()
-            rows = EMPTY if prompt is None else self._rows(prompt, options.get("image_tokens"))
-            if not rows and not self.n_tokens:
+            rows = EMPTY if prompt is None else self._rows(prompt, options)
+            if prompt is None and not self.n_tokens:
                 raise ValueError("the session is empty; give a prompt")
             request = self._model._raw_request(rows, options)
-            self._check_room(len(rows))
+            if policy != "error":
+                self._close_stream()
+                whole = self._model._cut_request(self._followed_by(rows), options, self.n_ctx)
+                if whole.dropped_tokens:
+                    request = self._continued(whole)
+            self._check_room(len(request.prompt))
             self._close_stream()
             running = self._start(request)
         return running if stream else running.reply
@@ -175,7 +191,7 @@ class Session:
             self._idle()
             self._close_stream()  # what came of its answer belongs to the conversation
             history = self._model._conversation(self._messages, messages, options)
-            request = self._model._chat_request(history, options)
+            request = self._model._chat_request(history, options, self.n_ctx)
             self._check_room(len(request.prompt), 0)
             request = self._continued(request)
 
@@ -212,7 +228,8 @@ class Session:
         with self._model._lock:
             self._idle()
             self._close_stream()
-            other = Session(self._model, self._engine().fork())
+            self._model._context(self.n_ctx, min(self.n_ctx, self.n_tokens + 1), self._kv_type)
+            other = Session(self._model, self._engine().fork(), kv_type=self._kv_type)
             other._timeline = list(self._timeline)
             other._spans = list(self._spans)
             other._n_pending = self._n_pending
@@ -274,15 +291,24 @@ class Session:
         """How many tokens of the timeline the next call need not run."""
         return self._engine().n_ready
 
-    def _rows(self, prompt: PromptLike, image_tokens: int | None) -> Prompt:
-        model = self._model
-        return build_prompt(
-            model.tokenizer, model._media, prompt, add_bos=self.n_tokens == 0, image_tokens=image_tokens
-        )
+    def _rows(self, prompt: PromptLike, options: GenerateOptions) -> Prompt:
+        return self._model._rows(prompt, options, add_bos=self.n_tokens == 0)
+
+    def _followed_by(self, rows: Prompt) -> Prompt:
+        """The timeline and new rows as one prompt."""
+        spans = (*self._spans, *(span.moved(self.n_tokens) for span in rows.spans))
+        tokens = (*self._timeline, *rows.tokens)
+        return Prompt(tokens, rows.text, count_of(len(tokens), spans), rows.warnings, spans)
+
+    def _kv_bytes(self) -> tuple[int, int]:
+        """What the keys and values may take, and what they have taken."""
+        return (0, 0) if self._core is None else (self._core.kv_bytes, self._core.kv_used_bytes)
 
     def _continued(self, request: Request) -> Request:
         """Rewinds to where the timeline and the request's prompt part; the request then holds the rest."""
         prompt = request.prompt
+        if not prompt:  # it was cancelled before it was read
+            return request
         same = 0
         for mine, wanted in zip(identity(self._timeline, self._spans), prompt.identity(), strict=False):
             if mine != wanted:
@@ -329,6 +355,8 @@ class Session:
         """Runs the pending tokens and the prompt. On any error the timeline stays as it was."""
         with self._model._lock:
             self._idle()
+            if stop is not None and stop.cancelled:
+                raise Cancelled("the request was cancelled before the model read it")
             new = prompt or EMPTY
             self._check_room(len(new))
             pending = self._timeline[self.n_tokens - self._n_pending :]
@@ -345,10 +373,10 @@ class Session:
             self._n_pending = 0
 
     def _sample(
-        self, sampler: _core.Sampler, n_prompt: int, mask: NDArray[np.uint32] | None
+        self, sampler: _core.Sampler, n_prompt: int, mask: NDArray[np.uint32] | None, stop: _core.StopToken
     ) -> tuple[int, float, list[tuple[int, float]]]:
         with self._model._lock:
-            token, logprob, top = self._engine().sample(sampler, n_prompt, mask=mask)
+            token, logprob, top = self._engine().sample(sampler, n_prompt, mask=mask, stop=stop)
             self._put(token)
             return token, logprob, top
 
@@ -363,15 +391,6 @@ def check_options(what: str, options: Any, known: type) -> None:
     unknown = options.keys() - known.__annotations__.keys()
     if unknown:
         raise TypeError(f"{what}() got an unexpected keyword argument {min(unknown)!r}")
-
-
-def too_long(wanted: int, n_ctx: int) -> ContextLengthError:
-    return ContextLengthError(
-        f"{wanted} tokens do not fit into the context of {n_ctx}; "
-        "shorten the prompt or open the model with a larger n_ctx",
-        n_prompt=wanted,
-        n_ctx=n_ctx,
-    )
 
 
 def perplexity(logprobs: NDArray[np.float32]) -> tuple[float, float]:

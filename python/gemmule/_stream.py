@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gemmule import _core
+from gemmule._cancel import turn
 from gemmule._errors import Cancelled, Error, GrammarError
 from gemmule._prompt import count_of
 from gemmule._request import Request
@@ -48,8 +49,7 @@ class Stream:
         self._owns_session = owns_session
         self._on_end = on_end
         self._n_ctx = session.n_ctx
-        self._stop = request.cancel if request.cancel is not None else _core.StopToken()
-        self._cancelled = False
+        self._stop = _core.StopToken(request.cancel)  # a token handed in may serve other requests too
         self._tokens: list[int] = []
         self._texts: list[str] = []
         self._thoughts: list[str] = []
@@ -87,12 +87,18 @@ class Stream:
 
     def __next__(self) -> Delta:
         # The model's own lock, held for one step: a second lock could be taken in the other order and hang.
-        with self._session.model._lock:
-            if self._error is not None:  # a failure must not look like an end to whoever asks again
-                raise self._error
-            if self._running():
-                raise Error("the session is busy; a progress callback cannot read its own stream")
-            return next(self._pieces)
+        # Who waits for it can be cancelled, where nobody else can be using the session.
+        try:
+            with turn(self._session.model._lock, self._stop if self._owns_session else None):
+                if self._error is not None:  # a failure must not look like an end to whoever asks again
+                    raise self._error
+                if self._running():
+                    raise Error("the session is busy; a progress callback cannot read its own stream")
+                return next(self._pieces)
+        except Cancelled:
+            self._pieces.close()
+            self._end("cancelled")
+            raise StopIteration from None
 
     def __enter__(self) -> "Stream":
         return self
@@ -105,10 +111,8 @@ class Stream:
         return inspect.getgeneratorstate(self._pieces) == inspect.GEN_RUNNING
 
     def cancel(self) -> None:
-        """Stops at the next token, or at once during the prompt. Safe from any thread."""
-        self._cancelled = True
-        if self._request.cancel is None:  # a token handed in may serve other requests too
-            self._stop.cancel()
+        """Stops the engine within milliseconds, wherever it is. Safe from any thread."""
+        self._stop.cancel()
 
     def close(self) -> None:
         """Ends the generation if it still runs; what exists so far is in `reply`."""
@@ -144,6 +148,7 @@ class Stream:
                 audio_tokens=count.audio,
                 video_tokens=count.video,
                 reasoning_tokens=self._n_thinking,
+                dropped_tokens=self._request.dropped_tokens,
             ),
             timings=Timings.of(
                 n_prompt + self._n_again, self._prompt_seconds, n_answer, self._seconds, self._n_steps
@@ -246,7 +251,7 @@ class Stream:
 
     def _next_token(self, sampler: _core.Sampler) -> int:
         """Runs the token before (if any), samples, and puts the new token on the session's timeline."""
-        if self._cancelled or self._stop.cancelled:
+        if self._stop.cancelled:
             raise Cancelled("the generation was cancelled")
         began = time.perf_counter()
         session = self._session
@@ -261,7 +266,7 @@ class Stream:
             mask = None if self._constraint is None else self._constraint.mask()
             try:
                 token, logprob, top = session._sample(
-                    sampler, self._n_before + len(self._request.prompt), mask
+                    sampler, self._n_before + len(self._request.prompt), mask, self._stop
                 )
             except ValueError as error:
                 if mask is None:

@@ -90,9 +90,9 @@ class _Record:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage(_Record):
-    """Token counts of one request. `cached_tokens` of the prompt were in the session already and not run;
-    image, audio and video tokens are those of the whole prompt, `reasoning_tokens` those of the completion
-    that were thinking.
+    """Token counts of one request. `cached_tokens` of the prompt were not run, because the session holds
+    them; image, audio and video tokens are those of the prompt, `reasoning_tokens` those of the completion
+    that were thinking. `dropped_tokens` were left out of the prompt, as `truncation` allowed.
     """
 
     prompt_tokens: int = 0
@@ -103,6 +103,7 @@ class Usage(_Record):
     audio_tokens: int = 0
     video_tokens: int = 0
     reasoning_tokens: int = 0
+    dropped_tokens: int = 0
 
     def __str__(self) -> str:
         parts = [
@@ -112,6 +113,7 @@ class Usage(_Record):
                 (self.image_tokens, "image"),
                 (self.audio_tokens, "audio"),
                 (self.video_tokens, "video"),
+                (self.dropped_tokens, "more left out"),
             )
             if n
         ]
@@ -269,7 +271,15 @@ class ModelInfo(_Record):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MemoryPlan(_Record):
-    """Bytes needed to run a file with a context of `n_ctx`. `weights` are memory-mapped from the file."""
+    """Bytes needed to run a file with a context of `n_ctx`.
+
+    `weights` are mapped from the file, or packed in memory in place of the mapped ones; `kv` are the keys and
+    values of one session with a full context; `scratch` is what a step works in; `runtime` the package, its
+    libraries and the vocabulary; `media` the embedders of
+    images and sound with an image of the usual detail; `snapshots` the budget for turns that can be gone back
+    to; `drafter` the draft model. `total` comes on top of what the process holds already. `available` is what
+    it may still take, 0 when unknown. `reason`: why this context.
+    """
 
     weights: int
     kv: int
@@ -280,11 +290,15 @@ class MemoryPlan(_Record):
     n_ctx_train: int
     kv_type: str
     reason: str = ""
+    media: int = 0
+    drafter: int = 0
+    snapshots: int = 0
+    runtime: int = 0
 
     @property
     def fits(self) -> bool:
         """Whether `total` fits into `available`, with a tenth kept free."""
-        return self.total <= self.available * 0.9
+        return not self.available or self.total <= self.available * 0.9
 
     def __str__(self) -> str:
         lines = [
@@ -292,6 +306,16 @@ class MemoryPlan(_Record):
             f"KV cache   {format_bytes(self.kv):>10}   {self.kv_type}, context {self.n_ctx} of "
             f"{self.n_ctx_train}",
             f"scratch    {format_bytes(self.scratch):>10}",
+            *(
+                f"{name:<10} {format_bytes(n):>10}"
+                for name, n in (
+                    ("runtime", self.runtime),
+                    ("media", self.media),
+                    ("drafter", self.drafter),
+                    ("snapshots", self.snapshots),
+                )
+                if n
+            ),
             f"total      {format_bytes(self.total):>10}   {format_bytes(self.available)} available",
         ]
         if self.reason:

@@ -37,7 +37,9 @@ def script(model: gemmule.Model, monkeypatch: pytest.MonkeyPatch) -> Script:
     """Makes the model say a text, markers included; later calls add answers for later turns."""
     waiting: list[int] = []
 
-    def sample(self: Session, sampler: Any, n_prompt: int, mask: Any) -> tuple[int, float, list[Any]]:
+    def sample(
+        self: Session, sampler: Any, n_prompt: int, mask: Any, stop: Any
+    ) -> tuple[int, float, list[Any]]:
         token = waiting.pop(0)
         if mask is not None:
             assert mask[token // 32] >> (token % 32) & 1, f"{token} is not allowed"
@@ -403,7 +405,9 @@ def test_asynchronous_chat(model: gemmule.Model, script: Script) -> None:
 def test_cancelling_a_task_stops_the_engine(model: gemmule.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     n_steps = 0
 
-    def slow(self: Session, sampler: Any, n_prompt: int, mask: Any) -> tuple[int, float, list[Any]]:
+    def slow(
+        self: Session, sampler: Any, n_prompt: int, mask: Any, stop: Any
+    ) -> tuple[int, float, list[Any]]:
         nonlocal n_steps
         n_steps += 1
         time.sleep(0.01)

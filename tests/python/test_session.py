@@ -28,7 +28,7 @@ def test_generate_continues_the_timeline(tiny: gemmule.Model) -> None:
     assert session.n_tokens == len(IDS) + 5
     second = session.generate(max_tokens=7, temperature=0)
     assert first.tokens + second.tokens == whole.tokens
-    assert second.usage.cached_tokens == len(IDS) + 4  # the fifth had not been run yet
+    assert (second.usage.prompt_tokens, second.usage.cached_tokens) == (len(IDS) + 5, len(IDS) + 4)
     np.testing.assert_array_equal(session.tokens, IDS + list(whole.tokens))
     np.testing.assert_array_equal(session.logits, tiny.logits(IDS + list(whole.tokens)))
 

@@ -27,7 +27,9 @@ def say(model: gemmule.Model, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     """Scripts the tokens of the next answer; returns their number."""
     waiting: list[int] = []
 
-    def sample(self: Session, sampler: Any, n_prompt: int, mask: Any) -> tuple[int, float, list[Any]]:
+    def sample(
+        self: Session, sampler: Any, n_prompt: int, mask: Any, stop: Any
+    ) -> tuple[int, float, list[Any]]:
         token = waiting.pop(0)
         self._put(token)
         return token, -1.0, []

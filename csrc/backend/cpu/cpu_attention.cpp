@@ -14,7 +14,9 @@ namespace {
 
 constexpr int64_t kPartBytes = 8 << 20;  // results of chunks that wait to be combined
 constexpr int64_t kFewHeads = 4;         // with fewer query heads a job, the cache would be widened too often
-constexpr int64_t kSerialParts = 128;    // so many are combined before a second thread would be awake
+constexpr int64_t kFarNumbers = 16 << 20;  // of one head's keys; from here on tiles shrink
+constexpr int64_t kFarRows = 16;           // to no fewer than these
+constexpr int64_t kSerialParts = 128;      // so many are combined before a second thread would be awake
 
 KvKind kind_of(DType dtype) {
   return dtype == DType::F16 ? KvKind::F16 : dtype == DType::F32 ? KvKind::F32 : KvKind::Q8_0;
@@ -119,15 +121,18 @@ void CpuBackend::attend(Rows y, Rows q, std::span<const KvRun> runs, std::span<c
     if (is_few && first < last)
       attend_chunks(a, first, last + 1, kPartBytes / chunk_bytes);
     else
-      attend_tiles(a);
+      attend_tiles(a, (last - first + 1) * kAttendChunk);
   }
 }
 
-// Tiles of query rows that share a key/value head.
-void CpuBackend::attend_tiles(const Attention& a) {
+// Tiles of query rows that share a key/value head. Far down a long context they have fewer rows, so that a
+// job, and with it a call that is cancelled, does not take long.
+void CpuBackend::attend_tiles(const Attention& a, int64_t n_positions) {
   const int64_t n_rows = a.run->n_rows;
-  const int64_t heads = n_rows * a.group <= kFewRows ? 1 : std::min(a.group, kAttendRows);
-  const int64_t tokens = std::max<int64_t>(1, kAttendRows / heads);
+  const int64_t rows =
+      std::clamp(kAttendRows * kFarNumbers / (n_positions * a.run->kv.head_dim), kFarRows, kAttendRows);
+  const int64_t heads = n_rows * a.group <= kFewRows ? 1 : std::min(a.group, rows);
+  const int64_t tokens = std::max<int64_t>(1, rows / heads);
   const int64_t jobs_per_group = (a.group + heads - 1) / heads;
   const int64_t head_jobs = a.run->kv.n_kv_heads * jobs_per_group;
   const int64_t tiles = (n_rows + tokens - 1) / tokens;

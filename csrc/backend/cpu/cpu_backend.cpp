@@ -19,8 +19,9 @@ namespace {
 // read side by side: long enough to stream, short enough that a preempted worker holds little.
 constexpr int64_t kJobBytes = 256 * 1024;
 constexpr int64_t kStreamRows = 2 * kPanelRows;
-constexpr int64_t kManyTokens = 16;  // from here on the time of a job is in the products
-constexpr int64_t kMaxPanels = 4;    // of such a job
+constexpr int64_t kManyTokens = 16;   // from here on the time of a job is in the products
+constexpr int64_t kMaxPanels = 4;     // of such a job
+constexpr int64_t kJobTokens = 2048;  // tokens times panels of a job, so that it takes milliseconds
 
 }  // namespace
 
@@ -43,7 +44,7 @@ int64_t CpuBackend::job_rows(const Tensor& w, int64_t n_tokens) const {
     const int64_t panels = w.rows / kPanelRows;
     const auto cost = [&](int64_t each) { return ((panels + each - 1) / each + n - 1) / n * (4 * each + 1); };
     int64_t best = 1;
-    for (int64_t each = 2; each <= kMaxPanels; ++each)
+    for (int64_t each = 2; each <= std::min(kMaxPanels, kJobTokens / n_tokens); ++each)
       if (cost(each) < cost(best)) best = each;
     return best * kPanelRows;
   }

@@ -28,6 +28,7 @@ class CpuBackend final : public Backend {
   int n_threads() const override { return pool_.n_threads(); }
   void begin_step(int64_t n_rows) override;
   void end_step() override;
+  void watch(const StopToken* stop) override { pool_.watch(stop); }
 
   Tensor place(const Tensor& file_view) override {
     max_row_bytes_ = std::max(max_row_bytes_, file_view.row_size());
@@ -105,7 +106,7 @@ class CpuBackend final : public Backend {
   void store_row(const KvView& kv, const float* x, int64_t n, uint8_t* to) const;
   AttendArgs attend_args(const Attention& a, int64_t token, int64_t n_tokens, int64_t head, int64_t n_heads,
                          int thread);
-  void attend_tiles(const Attention& a);
+  void attend_tiles(const Attention& a, int64_t n_positions);
   void attend_chunks(const Attention& a, int64_t first, int64_t end, int64_t per_round);
   // What a product reads. May pack a piece of it first, by the rows of the step: the head has few, but
   // packing it is a small part of a long step.

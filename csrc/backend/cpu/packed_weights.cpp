@@ -12,7 +12,6 @@ namespace {
 constexpr int64_t kManyTokens = 64;  // from here on a matrix is packed at once
 constexpr int64_t kShare = 50;       // else a step packs one part in so many of all matrices
 constexpr int64_t kCacheLine = 64;
-constexpr int64_t kPieceBytes = 16 << 20;  // packed before its bytes of the file are given back
 
 }  // namespace
 
@@ -22,7 +21,7 @@ void PackedWeights::allow(std::span<const Tensor> matrices, Repacking repacking,
     const auto type = static_cast<size_t>(w.dtype);
     if (w.layout == Layout::Rows && can_pack(w.dtype, w.rows, w.cols) && kernels.pack[type] &&
         kernels.matmul_packed[type])
-      matrices_.push_back({w, 0, 0, false});
+      matrices_.push_back({w, 0, 0, false, false});
   }
   std::sort(matrices_.begin(), matrices_.end(),
             [](const Matrix& a, const Matrix& b) { return a.file.data < b.file.data; });
@@ -68,10 +67,11 @@ void PackedWeights::advance(const Tensor& w, int64_t n_tokens, const KernelTable
   Matrix& matrix = matrices_[static_cast<size_t>(found - matrices_.data())];
   const bool at_once = n_tokens >= kManyTokens;
   if (matrix.is_refused || matrix.n_packed == matrix.file.rows || (!at_once && step_bytes_ <= 0)) return;
-  if (matrix.n_packed == 0) {
+  if (!matrix.is_begun) {
     // Matrices that were begun will take the rest of their memory too.
     matrix.is_refused = !repacking_.may_take(promised_bytes_ + matrix.file.size_bytes());
     if (matrix.is_refused) return;
+    matrix.is_begun = true;  // before its first piece, which may be cancelled
     promised_bytes_ += matrix.file.size_bytes();
   }
   const int64_t rows = matrix.file.rows, panel_bytes = kPanelRows * matrix.file.row_size();
@@ -88,7 +88,7 @@ void PackedWeights::pack_piece(Matrix& matrix, int64_t row_end, const KernelTabl
   const int64_t panel_bytes = kPanelRows * file.row_size();
   const int64_t begin = matrix.n_packed;
   const int64_t n_panels = std::min((row_end - begin + kPanelRows - 1) / kPanelRows,
-                                    std::max<int64_t>(1, kPieceBytes / panel_bytes));
+                                    std::max<int64_t>(1, kRepackPiece / panel_bytes));
   pool.run(n_panels, [&](int64_t job, int) {
     const int64_t row = begin + job * kPanelRows;
     pack(file.row(row), std::min(kPanelRows, file.rows - row), file.cols,

@@ -46,7 +46,7 @@ class PackedWeights {
     Tensor file;
     int64_t offset = 0;    // of its panels in memory_
     int64_t n_packed = 0;  // rows, whole panels
-    bool is_refused = false;
+    bool is_begun = false, is_refused = false;
   };
   const Matrix* find(const Tensor& w) const;  // null where w has no panels of its own
   void pack_piece(Matrix& matrix, int64_t row_end, const KernelTable& kernels, ThreadPool& pool);

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
+from gemmule import _core
 from gemmule._types import Delta, Reply
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class AsyncStream:
         await asyncio.to_thread(self._stream.close)
 
     def cancel(self) -> None:
-        """Stops at the next token."""
+        """Stops the engine within milliseconds."""
         self._stream.cancel()
 
     async def reply(self) -> Reply:
@@ -53,7 +54,16 @@ class AsyncStream:
         return self._stream.reply
 
 
-async def run(start: "Callable[[], Stream]", stream: bool) -> "Reply | AsyncStream":
-    """Starts a generation in a thread; without `stream` waits for its reply."""
-    running = AsyncStream(await asyncio.to_thread(start))
+async def run(
+    start: "Callable[[_core.StopToken], Stream]", cancel: _core.StopToken | None, stream: bool
+) -> "Reply | AsyncStream":
+    """Starts a generation in a thread; without `stream` waits for its reply. `start` reads the prompt, with
+    its media, and gets the token that ends this when the task is cancelled.
+    """
+    stop = _core.StopToken(cancel)
+    try:
+        running = AsyncStream(await asyncio.to_thread(start, stop))
+    except asyncio.CancelledError:
+        stop.cancel()
+        raise
     return running if stream else await running.reply()

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from gemmule._cancel import cancelled_by
 from gemmule._checks import whole
-from gemmule._errors import UnsupportedError
+from gemmule._errors import Cancelled, UnsupportedError
 from gemmule._media.parts import Image
-from gemmule._prompt import Prompt, PromptBuilder
+from gemmule._prompt import EMPTY, PreparedMedia, Prompt, PromptBuilder
 from gemmule._request import ChatOptions, Dialogue, GenerateOptions, Request, make_request
+from gemmule._truncate import answer_room, fit_turns, policy_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +32,7 @@ __all__ = ["chat_request", "conversation", "raw_request", "template_of"]
 
 _TEMPLATE = "tokenizer.chat_template"
 _SHAPES = ("schema", "regex", "choices", "grammar")
+_FRAME = 6  # tokens that a template puts around a message
 
 
 def template_of(file: "_core.GgufFile") -> "ChatTemplate | None":
@@ -76,7 +79,7 @@ def _seen_at(message: "Message", tokens: int) -> "Message":
     return dataclasses.replace(message, content=content)
 
 
-def raw_request(model: "Model", rows: Prompt, options: GenerateOptions) -> Request:
+def raw_request(model: "Model", rows: Prompt, options: GenerateOptions, dropped_tokens: int = 0) -> Request:
     """A continuation without template."""
     grammar, schema = _grammar(options)
     make: Callable[[], Constraint] | None = None
@@ -85,14 +88,16 @@ def raw_request(model: "Model", rows: Prompt, options: GenerateOptions) -> Reque
 
         tokenizer = model.tokenizer
         make = partial(answer_constraint, grammar, tokenizer, eos_ids=tokenizer.eos_ids)
-    return make_request(model, rows, options, schema=schema, make_constraint=make)
+    return make_request(
+        model, rows, options, schema=schema, make_constraint=make, dropped_tokens=dropped_tokens
+    )
 
 
-def chat_request(model: "Model", history: "Sequence[Message]", options: ChatOptions) -> Request:
-    """One turn of a conversation."""
+def chat_request(model: "Model", history: "Sequence[Message]", options: ChatOptions, n_ctx: int) -> Request:
+    """One turn of a conversation, cut to fit into `n_ctx` where the options allow it. Of a request that was
+    cancelled while its media were decoded, the prompt is empty.
+    """
     from gemmule._chat.parser import Markers
-    from gemmule._chat.pieces import Piece
-    from gemmule._chat.render import render
     from gemmule._chat.tools import tools_of
 
     tokenizer = model.tokenizer
@@ -103,37 +108,80 @@ def chat_request(model: "Model", history: "Sequence[Message]", options: ChatOpti
     tools = tools_of(options.get("tools") or ())
     if tools and markers.call_open is None:
         raise UnsupportedError(f"{model.info.path} has no tokens for tool calls; leave out tools")
-    template = model._template
-    rendered = render(
-        history,
-        template=template,
-        tools=[tool.declaration() for tool in tools],
-        think=thinks,
-        bos="" if tokenizer.bos_id is None else tokenizer.decode([tokenizer.bos_id]),
-    )
-    if len(rendered.media) != sum(len(message.media) for message in history):
-        raise UnsupportedError(
-            f"the chat template of {model.info.path} leaves out images, sounds or videos; "
-            "give them to generate, which needs no template"
-        )
-    builder = PromptBuilder(tokenizer, model._media)
-    for piece in rendered.pieces:
-        if isinstance(piece, Piece):
-            builder.text(piece.text, special=piece.special)
-        else:
-            builder.part(piece)
+    reader = _Reader(model, tools, thinks)
+    request = make_request(model, EMPTY, options)  # checks the options before anything is decoded
+    try:
+        with cancelled_by(options.get("cancel")):
+            prompt, dropped_tokens = fit_turns(
+                history,
+                policy_of(options),
+                n_ctx=n_ctx,
+                n_answer=answer_room(request.max_tokens, n_ctx),
+                build=reader.prompt,
+                size_of=reader.size,
+            )
+    except Cancelled:
+        prompt, dropped_tokens = EMPTY, 0
     grammar, schema = _grammar(options)
     return make_request(
         model,
-        builder.build(),
+        prompt,
         options,
         schema=schema,
         make_constraint=_constraint(model, markers, tools, grammar, options, thinks),
-        dialogue=Dialogue(
-            markers, tuple(tool.name for tool in tools), thinks, budget, rendered.thinking_open
-        ),
-        warnings=() if template is None else template.warnings,
+        dialogue=Dialogue(markers, tuple(tool.name for tool in tools), thinks, budget, reader.thinking_open),
+        warnings=() if model._template is None else model._template.warnings,
+        dropped_tokens=dropped_tokens,
     )
+
+
+class _Reader:
+    """Messages to rows of the model. Media are decoded once."""
+
+    def __init__(self, model: "Model", tools: "tuple[Tool, ...]", thinks: bool) -> None:
+        self._model = model
+        self._tools = [tool.declaration() for tool in tools]
+        self._thinks = thinks
+        self._media = PreparedMedia(model._media)
+        self.thinking_open = False  # whether the last prompt ends inside a thought
+
+    def prompt(self, messages: "Sequence[Message]") -> Prompt:
+        """The rendered conversation."""
+        from gemmule._chat.pieces import Piece
+        from gemmule._chat.render import render
+
+        tokenizer = self._model.tokenizer
+        rendered = render(
+            messages,
+            template=self._model._template,
+            tools=self._tools,
+            think=self._thinks,
+            bos="" if tokenizer.bos_id is None else tokenizer.decode([tokenizer.bos_id]),
+        )
+        if len(rendered.media) != sum(len(message.media) for message in messages):
+            raise UnsupportedError(
+                f"the chat template of {self._model.info.path} leaves out images, sounds or videos; "
+                "give them to generate, which needs no template"
+            )
+        self.thinking_open = rendered.thinking_open
+        builder = PromptBuilder(tokenizer, self._media)
+        for piece in rendered.pieces:
+            if isinstance(piece, Piece):
+                builder.text(piece.text, special=piece.special)
+            else:
+                builder.part(piece)
+        return builder.build()
+
+    def size(self, message: "Message") -> int:
+        """About how many tokens a message takes; what its answer thought is not rendered again."""
+        texts = [message.text, *(f"{call.name}{call.arguments}" for call in message.tool_calls)]
+        n_media = sum(
+            piece.source.n_tokens + 2
+            for part in message.media
+            for piece in self._media.of(part)[0]
+            if not isinstance(piece, str)
+        )
+        return len(self._model.tokenizer.encode("\n".join(texts), add_bos=False)) + n_media + _FRAME
 
 
 def _thinking(think: object) -> tuple[bool, int | None]:

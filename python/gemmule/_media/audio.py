@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemmule._cancel import check_cancelled
 from gemmule._errors import MediaError
 from gemmule._media import limits
 from gemmule._media.parts import Audio
@@ -238,6 +239,7 @@ def collect(
     resampler = _Resampler(rate, out_rate)
     n = 0
     for block in stream.blocks:
+        check_cancelled()
         if wanted is not None:
             block = block[: wanted - n]
         n += len(block)

@@ -19,11 +19,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gemmule._cancel import check_cancelled
 from gemmule._errors import MediaError
 from gemmule._media import limits
 from gemmule._media.parts import Image
@@ -153,13 +155,19 @@ def _opened(part: Image, *, pixels: bool = True) -> Iterator[_Canvas]:
         yield _picture_canvas(picture, part.name, pixels=pixels, plain=plain)
 
 
-def _picture(data: bytes, name: str) -> "PIL.Image.Image":
-    from io import BytesIO
+class _Source(BytesIO):
+    """The bytes of a picture. Pillow asks for them in small pieces, which lets decoding end between two."""
 
+    def read(self, size: int | None = -1, /) -> bytes:
+        check_cancelled()
+        return super().read(size)
+
+
+def _picture(data: bytes, name: str) -> "PIL.Image.Image":
     import PIL.Image
 
     try:
-        return PIL.Image.open(BytesIO(data), formats=_FORMATS)
+        return PIL.Image.open(_Source(data), formats=_FORMATS)
     except PIL.Image.DecompressionBombError:  # Pillow's limit is higher than ours
         raise MediaError(
             f"{name} has more than the {limits.MAX_PIXELS / 1e6:.0f} million pixels that are read; "
@@ -332,6 +340,7 @@ def _resized(rows: Callable[[int, int], Pixels], size: tuple[int, int], target: 
     narrow = np.empty((height, new_width, 3), np.uint8)
     step = max(1, _BAND_VALUES // (3 * max(width, new_width)))
     for first in range(0, height, step):
+        check_cancelled()
         last = min(first + step, height)
         band = rows(first, last)  # [n, width, 3]
         if columns is None:
@@ -347,6 +356,7 @@ def _resized(rows: Callable[[int, int], Pixels], size: tuple[int, int], target: 
     out = np.empty((new_height, new_width, 3), np.uint8)
     step = max(1, _BAND_VALUES // (3 * max(height, new_height)))
     for first in range(0, new_width, step):
+        check_cancelled()
         band = narrow[:, first : first + step]
         lines = down.apply(band.reshape(height, -1).T)  # [n 3, new_height]
         out[:, first : first + step] = lines.T.reshape(new_height, -1, 3)

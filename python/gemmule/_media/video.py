@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemmule._cancel import check_cancelled
 from gemmule._errors import MediaError, MissingExtraError
 from gemmule._media import limits
 from gemmule._media.audio import Clip, PreparedAudio, SampleStream, check_format, collect, split
@@ -134,6 +135,7 @@ def _sound(source: "InputContainer", clip: Clip, name: str) -> SampleStream:
     def blocks() -> Iterator[NDArray[np.float32]]:
         left, frame = skip, first
         while frame is not None:
+            check_cancelled()
             if frame.sample_rate != rate or frame.layout.nb_channels != channels:
                 raise MediaError(f"{name} changes its rate or channels midway; {_SOUND_FIX}")
             block = _floats(frame, channels)
@@ -193,6 +195,7 @@ def _indexed(source: "InputContainer", name: str) -> _Index:
     keys: list[int] = []
     is_vp8 = stream.codec_context.name == "vp8"
     for packet in source.demux(stream):
+        check_cancelled()
         if packet.size == 0 or (is_vp8 and not bytes(packet)[0] & 0x10):  # the end; a frame never shown
             continue
         times.append(packet.pts)
@@ -358,6 +361,7 @@ def _decoded(source: "InputContainer", stream: "VideoStream") -> "Iterator[Video
     import av
 
     for packet in source.demux(stream):
+        check_cancelled()
         try:
             yield from packet.decode()
         except av.error.InvalidDataError:

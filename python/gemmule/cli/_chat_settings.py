@@ -24,10 +24,11 @@ class ChatSettings:
     wishes: MediaWishes = dataclasses.field(default_factory=MediaWishes)
     system: str | None = None
     n_ctx: int | None = None
+    truncation: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of a chat call."""
-        return {**self.sampling, **self.form, "think": self.think}
+        return {**self.sampling, **self.form, **self.truncation, "think": self.think}
 
     def change(self, name: str, text: str) -> str:
         """Sets one value from what was typed; "default" takes it back. What it is now, for the user."""
@@ -44,6 +45,8 @@ class ChatSettings:
             return on_off if isinstance(self.think, bool) else str(self.think)
         if name == "image_tokens":
             value: Any = self.wishes.image_tokens
+        elif name == "truncation":
+            value = self.truncation.get(name, "error")
         elif name in ("system", "ctx"):
             value = self.system if name == "system" else self.n_ctx
         else:
@@ -95,6 +98,12 @@ def _ctx(settings: ChatSettings, _: str, text: str | None) -> None:
     settings.n_ctx = size
 
 
+def _truncation(settings: ChatSettings, name: str, text: str | None) -> None:
+    if text not in (None, "error", "oldest", "middle"):
+        raise click.UsageError("truncation must be error, oldest or middle")
+    settings.truncation = {} if text in (None, "error") else {name: text}
+
+
 SETTINGS: dict[str, Callable[[ChatSettings, str, str | None], None]] = {
     "temperature": _number,
     "top_k": _number,
@@ -107,4 +116,5 @@ SETTINGS: dict[str, Callable[[ChatSettings, str, str | None], None]] = {
     "think": _think,
     "image_tokens": _image_tokens,
     "ctx": _ctx,
+    "truncation": _truncation,
 }

@@ -19,6 +19,7 @@ __all__ = [
     "system_text",
     "thinking_of",
     "toolbox_of",
+    "truncation_of",
     "wishes_of",
 ]
 
@@ -76,6 +77,9 @@ _chat_options = _all([
     click.option("--think-budget", type=click.IntRange(1), metavar="N",
                  help="Think, for at most this many tokens."),
     click.option("--hide-thinking", is_flag=True, help="Do not show the thoughts."),
+    click.option("--truncation", type=click.Choice(["error", "oldest", "middle"]), default="error",
+                 show_default=True, envvar="GEMMULE_TRUNCATION",
+                 help="What to leave out when it does not fit: nothing, the oldest, or the middle."),
     click.option("--tools", metavar="FILE.py",
                  help="Offer the functions of this file; asks before each call."),
     click.option("--yes", is_flag=True, help="Make every tool call without asking."),
@@ -157,6 +161,12 @@ def thinking_of(options: dict[str, Any]) -> bool | int:
         budget: int = options["think_budget"]
         return budget
     return bool(options["think"])
+
+
+def truncation_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The `truncation` argument, where it is not the default."""
+    chosen = options["truncation"]
+    return {} if chosen == "error" else {"truncation": chosen}
 
 
 def toolbox_of(options: dict[str, Any]) -> "Toolbox | None":

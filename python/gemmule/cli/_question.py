@@ -17,6 +17,7 @@ from gemmule.cli._options import (
     system_text,
     thinking_of,
     toolbox_of,
+    truncation_of,
     wishes_of,
 )
 from gemmule.cli._structure import structure_of
@@ -67,7 +68,7 @@ def question_of(
 ) -> Question:
     """The question for the model file `path`."""
     wishes = wishes_of(options)
-    arguments = sampling_of(options)
+    arguments = {**sampling_of(options), **truncation_of(options)}
     arguments |= structure_of(options["schema"], options["regex"], options["choices"], options["grammar"])
     chat: dict[str, Any] = {"system": system_text(options["system"]), "think": thinking_of(options)}
     toolbox = toolbox_of(options)

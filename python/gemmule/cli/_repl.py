@@ -47,6 +47,7 @@ class Repl:
         toolbox: "Toolbox | None" = None,
         pending: "list[Attachment] | None" = None,
         progress: Callable[[int, int], None] | None = None,
+        stats: bool = False,
     ) -> None:
         self.open_model = open_model
         self.path = path
@@ -61,6 +62,7 @@ class Repl:
         self.last: Reply | None = None
         self.draft = ""  # what the next line begins with
         self._progress = progress
+        self._stats = stats
         self._code = 0  # of the first error, for a chat that is not watched
         self._ctrl_c = 0.0
         self._warned: set[str] = set()  # what was said once need not be said every turn
@@ -138,7 +140,8 @@ class Repl:
             self._code = self._code or exit_code_of(error)
             warn(
                 f"the context is full: this would be {error.n_prompt} of {error.n_ctx} tokens; "
-                "/compact drops the oldest messages, /clear begins anew; then send it again"
+                "/compact drops the oldest messages, /clear begins anew; then send it again "
+                "(/set truncation oldest does so by itself)"
             )
             return False
         except MediaError:
@@ -157,6 +160,8 @@ class Repl:
             self._take_back(exchange)
             raise
         self.last = outcome.reply
+        if self._stats:
+            note(f"{outcome.reply.usage}; {outcome.reply.timings}")
         self._keep(exchange, outcome)
         return bool(outcome.messages)
 

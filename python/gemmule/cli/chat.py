@@ -14,6 +14,7 @@ from gemmule.cli._options import (
     system_text,
     thinking_of,
     toolbox_of,
+    truncation_of,
     wishes_of,
 )
 from gemmule.cli._structure import structure_of
@@ -33,7 +34,7 @@ _SHOWN = (
 @conversation_options
 @click.option("--load", metavar="FILE", help="Go on with a conversation that /save wrote.")
 @click.option("--history/--no-history", default=True, help="Remember what was typed.  [remember]")
-@click.option("--stats", is_flag=True, help="Show the model and the context chosen.")
+@click.option("--stats", is_flag=True, help="Show the model, the context chosen, and what each answer took.")
 @engine_options
 @verbosity_options
 @click.pass_context
@@ -66,6 +67,7 @@ def start_chat(
         form=structure_of(options["schema"], options["regex"], options["choices"], options["grammar"]),
         wishes=wishes,
         system=system_text(options["system"]),
+        truncation=truncation_of(options),
     )
     toolbox = toolbox_of(options)
     pending = attachments_of(files or [], options, typed_arguments(ctx), wishes)
@@ -76,6 +78,7 @@ def start_chat(
     repl = Repl(
         lambda chosen: open_model(chosen, options), path, lines, choices,
         toolbox=toolbox, pending=pending, progress=prefill_progress(),
+        stats=options["stats"],
     )  # fmt: skip
     if conversation is not None:
         repl.conversation = conversation

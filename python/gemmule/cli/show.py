@@ -25,7 +25,23 @@ _TEMPLATE = "tokenizer.chat_template"
 @click.option("--key", help="One value of the metadata, in full.")
 @click.option("--template", is_flag=True, help="The chat template.")
 @click.option("--memory", is_flag=True, help="The memory needed for some context sizes.")
-@click.option("--ctx", "sizes", default="4k,32k", show_default=True, help="Context sizes for --memory.")
+@click.option(
+    "--ctx",
+    "sizes",
+    default="4k,32k,max",
+    show_default=True,
+    help="Context sizes for --memory; auto is the largest that fits here.",
+)
+@click.option(
+    "--kv",
+    "--kv-type",
+    "kv_types",
+    multiple=True,
+    default=("f16",),
+    metavar="TYPE",
+    show_default="f16",
+    help="Number format of the KV cache for --memory (repeatable).",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @verbosity_options
 def show_command(
@@ -36,12 +52,13 @@ def show_command(
     template: bool,
     memory: bool,
     sizes: str,
+    kv_types: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """What is inside FILE, and does it fit in memory here. Reads the header only. FILE defaults to
     $GEMMULE_MODEL.
     """
-    from gemmule._inspect import info_of, open_header, plan_for
+    from gemmule._inspect import info_of, open_header
 
     wanted = _sizes(sizes) if memory else []
     opened = open_header(find_model(file))
@@ -72,8 +89,7 @@ def show_command(
             for name, kind, shape, _, size, layout in opened.tensors()
         ]
     if memory:
-        counts = [info.n_ctx_train if size in ("auto", "max") else int(size) for size in wanted]
-        plans = [plan_for(opened, n_ctx=count) for count in counts]
+        plans = _plans(opened, wanted, kv_types)
         out["memory"] = [{**plan.to_dict(), "fits": plan.fits} for plan in plans]
     if as_json:
         click.echo(json.dumps(out, ensure_ascii=False))
@@ -98,6 +114,28 @@ def _sizes(text: str) -> list[int | str]:
     except click.BadParameter as error:
         error.param_hint = "'--ctx'"
         raise
+
+
+def _plans(file: "Header", sizes: list[int | str], kv_types: tuple[str, ...]) -> "list[MemoryPlan]":
+    """A plan for each format and size. "auto" is the context that would be chosen, where there is one."""
+    from gemmule._errors import NotEnoughMemoryError
+    from gemmule._inspect import section_file
+    from gemmule._plan import choose_plan, plan_for
+
+    mmproj = section_file(file, "mmproj")
+    plans = []
+    for kv_type in kv_types:
+        trained = plan_for(file, n_ctx=1, kv_type=kv_type).n_ctx_train
+        for size in sizes:
+            if size == "auto":
+                try:
+                    plans.append(choose_plan(file, "auto", kv_type=kv_type, mmproj=mmproj))
+                except NotEnoughMemoryError as error:
+                    plans.append(plan_for(file, n_ctx=error.n_ctx or 1, kv_type=kv_type, mmproj=mmproj))
+            else:
+                n_ctx = trained if size == "max" else int(size)
+                plans.append(plan_for(file, n_ctx=n_ctx, kv_type=kv_type, mmproj=mmproj))
+    return list(dict.fromkeys(plans))
 
 
 def _print_info(info: dict[str, Any]) -> None:
@@ -136,11 +174,24 @@ def _print_info(info: dict[str, Any]) -> None:
 def _print_memory(plans: "list[MemoryPlan]") -> None:
     from gemmule._types import format_bytes
 
-    click.echo(f"{'context':>9} {'weights':>10} {'KV cache':>10} {'scratch':>10} {'total':>10}   fits")
-    for plan in plans:
-        cells = " ".join(f"{format_bytes(n):>10}" for n in (plan.weights, plan.kv, plan.scratch, plan.total))
-        click.echo(f"{plan.n_ctx:>9} {cells}   {'yes' if plan.fits else 'no'}")
-    if plans:
+    columns = {
+        "weights": [plan.weights for plan in plans],
+        "KV cache": [plan.kv for plan in plans],
+        "scratch": [plan.scratch for plan in plans],
+        "runtime": [plan.runtime for plan in plans],
+        "snapshots": [plan.snapshots for plan in plans],
+        "media": [plan.media for plan in plans],
+        "total": [plan.total for plan in plans],
+    }
+    shown = {name: sizes for name, sizes in columns.items() if any(sizes)}
+    width = max(len(plan.kv_type) for plan in plans)
+    click.echo(f"{'context':>9}  {'KV':<{width}} {' '.join(f'{name:>10}' for name in shown)}   fits")
+    for i, plan in enumerate(plans):
+        cells = " ".join(f"{format_bytes(sizes[i]):>10}" for sizes in shown.values())
+        above = ", above the trained size" if plan.n_ctx > plan.n_ctx_train else ""
+        fits = "yes" if plan.fits else "no" if plan.total > plan.available else "barely"
+        click.echo(f"{plan.n_ctx:>9}  {plan.kv_type:<{width}} {cells}   {fits}{above}")
+    if plans[0].available:
         click.echo(f"{format_bytes(plans[0].available)} available")
 
 

@@ -4,9 +4,12 @@
 
 #include <atomic>
 #include <chrono>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
+using gemmule::Cancelled;
+using gemmule::StopToken;
 using gemmule::ThreadPool;
 
 TEST_CASE("every job runs exactly once, for any number of threads and jobs") {
@@ -84,4 +87,51 @@ TEST_CASE("a pool whose workers wait behind a limit can be destroyed") {
     pool.limit_threads(1);
     pool.run(4, [](int64_t, int) {});
   }
+}
+
+TEST_CASE("a run that is cancelled ends after the jobs at hand, and the next one is whole") {
+  for (const int n_threads : {1, 2, 4}) {
+    ThreadPool pool(n_threads);
+    for (int64_t round = 0; round < 300; ++round) {
+      StopToken stop;
+      pool.watch(&stop);
+      std::atomic<int64_t> begun{0}, ended{0};
+      const auto job = [&](int64_t i, int) {
+        ++begun;
+        if (i == round) stop.cancel();
+        ++ended;
+      };
+      CHECK_THROWS_AS(pool.run(100000, job), Cancelled);
+      CHECK(begun.load() == ended.load());  // nothing runs behind the caller's back
+      if (n_threads == 1) CHECK(ended.load() == round + 1);
+      pool.watch(nullptr);
+      std::atomic<int64_t> sum{0};
+      pool.run(50, [&](int64_t i, int) { sum += i; });
+      CHECK(sum.load() == 49 * 50 / 2);
+    }
+  }
+}
+
+TEST_CASE("what the poll of a token throws comes out of the run") {
+  ThreadPool pool(3);
+  StopToken stop;
+  int asked = 0;
+  stop.set_poll([&] {
+    if (++asked == 5) throw std::runtime_error("a signal");
+  });
+  pool.watch(&stop);
+  CHECK_THROWS_WITH(pool.run(1 << 20, [](int64_t, int) {}), "a signal");
+  CHECK(asked == 5);
+}
+
+TEST_CASE("a token that follows another is cancelled with it, and alone") {
+  StopToken all;
+  StopToken one(&all), other(&all);
+  one.cancel();
+  CHECK(one.cancelled());
+  CHECK_FALSE(other.cancelled());
+  CHECK_FALSE(all.cancelled());
+  all.cancel();
+  CHECK(other.cancelled());
+  CHECK_THROWS_AS(other.check(), Cancelled);
 }
