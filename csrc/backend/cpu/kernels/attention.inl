@@ -8,7 +8,8 @@
 // the range of all rows is never read.
 //
 // A row is one head of one token; rows are ordered by token, so that neighbours see nearly the same
-// positions. A piece of K or V is widened to f32 once and used by all rows.
+// positions. A piece of K or V is widened to f32 once and used by all rows; where one micro-tile holds all
+// rows, it reads the cache itself.
 #pragma once
 
 #include "backend/cpu/kernel_table.h"
@@ -50,7 +51,8 @@ struct Joint {
 // of 64 bytes.
 struct AttendScratch {
   float* scores;        // f32 [rows][kScoreStride]: scores of the chunk, then their exponentials
-  float* keys;          // f32 [key_tile / 2][head_dim / 8][2][8]
+  float* rows;          // f32 [rows][padded(head_dim)]: copies of q, where there are many
+  float* keys;          // f32 [key_tile / 2][padded(head_dim) / 8][2][8]
   float* values;        // f32 [kValueTile][kPanel]
   const float** query;  // [rows]: where q of the row lies
   int64_t* begin;       // [rows]: first and last + 1 visible position inside the chunk
@@ -76,7 +78,8 @@ inline AttendScratch cut_scratch(uint8_t* at, int64_t head_dim, int64_t n_rows) 
   const int64_t rows = padded_rows(n_rows);
   AttendScratch s;
   s.scores = take<float>(at, rows * kScoreStride);
-  s.keys = take<float>(at, key_tile(head_dim) * head_dim);
+  s.rows = take<float>(at, rows * padded(head_dim));
+  s.keys = take<float>(at, key_tile(head_dim) * padded(head_dim));
   s.values = take<float>(at, kValueTile * kPanel);
   s.parts = take<float>(at, rows * attend_part_floats(head_dim));
   s.sums = take<float>(at, rows * 2);
@@ -90,8 +93,8 @@ inline AttendScratch cut_scratch(uint8_t* at, int64_t head_dim, int64_t n_rows) 
 
 inline size_t attend_scratch_bytes(int64_t head_dim, int64_t n_rows) noexcept {
   const int64_t rows = padded_rows(n_rows);
-  const int64_t floats = rows * (kScoreStride + attend_part_floats(head_dim) + 2) +
-                         key_tile(head_dim) * head_dim + kValueTile * kPanel;
+  const int64_t floats = rows * (kScoreStride + attend_part_floats(head_dim) + padded(head_dim) + 2) +
+                         key_tile(head_dim) * padded(head_dim) + kValueTile * kPanel;
   const size_t per_row = 2 * sizeof(float*) + 2 * sizeof(int64_t) + sizeof(Joint);
   return sizeof(float) * static_cast<size_t>(floats) + per_row * static_cast<size_t>(rows);
 }
@@ -154,52 +157,54 @@ inline Joint joint_span(const AttendScratch& s, int64_t row, int64_t n_rows, int
   return all;
 }
 
-// Adds the values of the positions [t0, t1) of a chunk to kRows rows, 32 dims; `v` points at position t0. The
+// Adds the values of the positions [t0, t1) of a chunk to kRows rows; `v` begins at position t0. The
 // positions all rows see go through the shared micro-tile, the ragged rest row by row, each row in ascending
 // order. (A masked position is skipped rather than given the weight 0, which could turn a -0 into +0.)
-template <int kRows>
-inline void value_rows(const AttendScratch& s, const Joint& all, int64_t row, int64_t t0, int64_t t1,
-                       const float* v, float* o, int64_t o_stride) noexcept {
+template <int kRows, class Values>
+inline void value_rows(const AttendScratch& s, int64_t row, Span tile, const Values& v, int64_t n_dims,
+                       float* o, int64_t o_stride) noexcept {
+  const Joint& all = s.joint[row];
   const float* p = s.scores + row * kScoreStride;
   const auto alone = [&](int64_t r, int64_t begin, int64_t end) noexcept {
     if (begin >= end) return;
-    value_panel<1>(p + r * kScoreStride + begin, v + (begin - t0) * kPanel, end - begin, o + r * o_stride,
-                   o_stride);
+    value_all<1>(p + r * kScoreStride + begin, v.from(begin - tile.begin, 0), end - begin, n_dims,
+                 o + r * o_stride, o_stride);
   };
   if (all.ragged) {
     for (int64_t r = 0; r < kRows; ++r) {
-      const Span one = clip(s, row + r, t0, t1);
+      const Span one = clip(s, row + r, tile.begin, tile.end);
       alone(r, one.begin, smaller(one.end, all.begin));
     }
   }
   if (all.begin < all.end)
-    value_panel<kRows>(p + all.begin, v + (all.begin - t0) * kPanel, all.end - all.begin, o, o_stride);
+    value_all<kRows>(p + all.begin, v.from(all.begin - tile.begin, 0), all.end - all.begin, n_dims, o,
+                     o_stride);
   if (all.ragged) {
     for (int64_t r = 0; r < kRows; ++r) {
-      const Span one = clip(s, row + r, t0, t1);
+      const Span one = clip(s, row + r, tile.begin, tile.end);
       alone(r, larger(one.begin, all.end), one.end);
     }
   }
 }
 
-inline void value_group(int64_t group, const AttendScratch& s, int64_t row, int64_t t0, int64_t t1,
-                        const float* v, float* o, int64_t o_stride) noexcept {
-  const Joint& all = s.joint[row];
+template <class Values>
+inline void value_group(int64_t group, const AttendScratch& s, int64_t row, Span tile, const Values& v,
+                        int64_t n_dims, float* o, int64_t o_stride) noexcept {
   switch (group) {
     case 1:
-      value_rows<1>(s, all, row, t0, t1, v, o, o_stride);
+      value_rows<1>(s, row, tile, v, n_dims, o, o_stride);
       break;
     case 2:
-      value_rows<2>(s, all, row, t0, t1, v, o, o_stride);
+      value_rows<2>(s, row, tile, v, n_dims, o, o_stride);
       break;
     case 3:
-      value_rows<3>(s, all, row, t0, t1, v, o, o_stride);
+      value_rows<3>(s, row, tile, v, n_dims, o, o_stride);
       break;
     case 4:
-      value_rows<4>(s, all, row, t0, t1, v, o, o_stride);
+      value_rows<4>(s, row, tile, v, n_dims, o, o_stride);
       break;
     default:
-      value_rows<6>(s, all, row, t0, t1, v, o, o_stride);
+      value_rows<6>(s, row, tile, v, n_dims, o, o_stride);
       break;
   }
 }
@@ -258,22 +263,57 @@ inline void widen_keys(const AttendArgs& args, int64_t slot_a, int64_t slot_b, f
   widen_pair(value_a, value_b, half + turned, dim, to);
 }
 
-// Asks for the values that the chunk needs next, while the scores are computed.
-inline void prefetch_values(const AttendArgs& args, int64_t slot, int64_t n) noexcept {
-  const uint8_t* at = args.v + slot * args.v_row;
-  for (int64_t i = 0; i < n * args.v_row; i += kLine) __builtin_prefetch(at + i, 0, 2);
+// Asks for n rows of the cache.
+inline void prefetch_rows(const uint8_t* slots, int64_t slot, int64_t n, int64_t row_bytes) noexcept {
+  const uint8_t* at = slots + slot * row_bytes;
+  for (int64_t i = 0; i < n * row_bytes; i += kLine) __builtin_prefetch(at + i, 0, 2);
 }
 
-// Scores of the chunk whose first slot is `slot`.
+// Before the scores of the tile [t0, t1) of slots: what comes next. That is the keys of the next tile, up to
+// `end`, and the values of this one, or those that are part of the next keys.
+inline void prefetch_next(const AttendArgs& args, int64_t t0, int64_t t1, int64_t end) noexcept {
+  const int64_t n = smaller(t1 - t0, end - t1);
+  prefetch_rows(args.k, t1, n, args.k_row);
+  if (args.n_turned > 0)
+    prefetch_rows(args.v, t1, n, args.v_row);
+  else
+    prefetch_rows(args.v, t0, t1 - t0, args.v_row);
+}
+
+// Whether one micro-tile has all rows, and the cache holds numbers that it can read.
+template <class Kv>
+inline bool is_direct(const AttendArgs& args, int64_t n_rows) noexcept {
+  return sizeof(Kv) <= sizeof(float) && group_of(n_rows) == n_rows && args.n_turned == 0 &&
+         args.head_dim % 16 == 0;
+}
+
+// Scores of the chunk whose first slot is `slot`, straight from the cache.
+template <class Kv>
+inline void score_direct(const AttendArgs& args, const AttendScratch& s, int64_t n_rows, Span seen,
+                         int64_t slot) noexcept {
+  constexpr int64_t kTile = 16;
+  const int64_t dim = args.head_dim;
+  for (int64_t t0 = seen.begin; t0 < seen.end; t0 += kTile) {
+    const int64_t t1 = smaller(t0 + kTile, seen.end), n = t1 - t0, n_pairs = n / 2;
+    const Kv* keys = slot_of<Kv>(args.k, slot + t0, args.k_row);
+    prefetch_next(args, slot + t0, slot + t1, slot + seen.end);
+    score_group(n_rows, s.query, SlotKeys<Kv>{keys, dim, dim}, n_pairs, dim, s.scores + t0);
+    if (n % 2 != 0)
+      score_group(n_rows, s.query, SlotKeys<Kv>{keys + 2 * n_pairs * dim, dim, 0}, 1, dim,
+                  s.scores + t0 + 2 * n_pairs);
+  }
+}
+
+// The same with keys that are widened tile by tile.
 template <class Kv>
 inline void score_chunk(const AttendArgs& args, const AttendScratch& s, int64_t n_rows, Span seen,
                         int64_t slot) noexcept {
   const int64_t dim = args.head_dim, tile = key_tile(dim);
   for (int64_t t0 = seen.begin; t0 < seen.end; t0 += tile) {
     const int64_t t1 = smaller(t0 + tile, seen.end), n = t1 - t0;
-    if (args.n_turned == 0) prefetch_values(args, slot + t0, n);
+    prefetch_next(args, slot + t0, slot + t1, slot + seen.end);
     for (int64_t j = 0; j < n; j += 2)  // a last key without a partner is paired with itself
-      widen_keys<Kv>(args, slot + t0 + j, slot + t0 + smaller(j + 1, n - 1), s.keys + j * dim);
+      widen_keys<Kv>(args, slot + t0 + j, slot + t0 + smaller(j + 1, n - 1), s.keys + j * padded(dim));
     for (int64_t row = 0, group; row < n_rows; row += group) {
       group = group_of(n_rows - row);
       int64_t begin = n, end = 0;  // in the tile
@@ -285,32 +325,40 @@ inline void score_chunk(const AttendArgs& args, const AttendScratch& s, int64_t 
       }
       if (begin >= end) continue;
       const int64_t first = begin / 2, n_pairs = (end + 1) / 2 - first;
-      score_group(group, s.query + row, s.keys + 2 * first * dim, n_pairs, dim,
+      score_group(group, s.query + row, TileKeys{s.keys, 2 * padded(dim)}.from(first), n_pairs, dim,
                   s.scores + row * kScoreStride + t0 + 2 * first);
     }
   }
 }
 
-// o of the chunk whose first slot is `slot`, from its exponentials.
+// o of the chunk whose first slot is `slot`, from its exponentials, straight from the cache.
+template <class Kv>
+inline void value_direct(const AttendArgs& args, const AttendScratch& s, int64_t n_rows, Span seen,
+                         int64_t slot, float* parts) noexcept {
+  const int64_t stride = attend_part_floats(args.head_dim);
+  s.joint[0] = joint_span(s, 0, n_rows, seen.begin, seen.end);
+  const SlotValues<Kv> values{slot_of<Kv>(args.v, slot + seen.begin, args.v_row), args.head_dim};
+  value_group(n_rows, s, 0, seen, values, args.head_dim, parts, stride);
+}
+
+// The same with values that are widened tile by tile.
 template <class Kv>
 inline void value_chunk(const AttendArgs& args, const AttendScratch& s, int64_t n_rows, Span seen,
                         int64_t slot, float* parts) noexcept {
   const int64_t dim = padded_dim(args.head_dim), stride = attend_part_floats(args.head_dim);
-  for (int64_t row = 0; row < n_rows; ++row)
-    for (int64_t d = 0; d < dim; d += 8) store8(parts + row * stride + d, zero8());
   for (int64_t t0 = seen.begin; t0 < seen.end; t0 += kValueTile) {
-    const int64_t t1 = smaller(t0 + kValueTile, seen.end);
+    const Span tile{t0, smaller(t0 + kValueTile, seen.end)};
     for (int64_t row = 0, group; row < n_rows; row += group) {
       group = group_of(n_rows - row);
-      s.joint[row] = joint_span(s, row, group, t0, t1);
+      s.joint[row] = joint_span(s, row, group, tile.begin, tile.end);
     }
     for (int64_t d = 0; d < dim; d += kPanel) {
-      for (int64_t i = t0; i < t1; ++i)
+      for (int64_t i = t0; i < tile.end; ++i)
         widen_panel(slot_of<Kv>(args.v, slot + i, args.v_row), d, args.head_dim,
                     s.values + (i - t0) * kPanel);
       for (int64_t row = 0, group; row < n_rows; row += group) {
         group = group_of(n_rows - row);
-        value_group(group, s, row, t0, t1, s.values, parts + row * stride + d, stride);
+        value_group(group, s, row, tile, PanelValues{s.values}, kPanel, parts + row * stride + d, stride);
       }
     }
   }
@@ -326,14 +374,23 @@ inline void attend_chunk_of(const AttendArgs& args, const AttendScratch& s, int6
   const int64_t n_rows = row_count(args), stride = attend_part_floats(args.head_dim);
   const int64_t slot = base % args.ring;  // the ring is whole chunks, so a chunk never wraps
   const Span seen = clip_to_chunk(args, s, base);
-  score_chunk<Kv>(args, s, n_rows, seen, slot);
+  const bool direct = is_direct<Kv>(args, n_rows) && seen.begin < seen.end;
+  if constexpr (sizeof(Kv) <= sizeof(float)) {
+    if (direct) score_direct<Kv>(args, s, n_rows, seen, slot);
+  }
+  if (!direct) score_chunk<Kv>(args, s, n_rows, seen, slot);
   for (int64_t row = 0; row < n_rows; ++row) {
     float* sums = parts + row * stride + padded_dim(args.head_dim);
     sums[0] = sums[1] = 0.0f;
+    for (int64_t d = 0; d < padded_dim(args.head_dim); d += 16)
+      wide_store(parts + row * stride + d, wide_zero());
     if (s.begin[row] < s.end[row])
       softmax_chunk(s.scores + row * kScoreStride, s.begin[row], s.end[row], sums);
   }
-  value_chunk<Kv>(args, s, n_rows, seen, slot, parts);
+  if constexpr (sizeof(Kv) <= sizeof(float)) {
+    if (direct) value_direct<Kv>(args, s, n_rows, seen, slot, parts);
+  }
+  if (!direct) value_chunk<Kv>(args, s, n_rows, seen, slot, parts);
 }
 
 inline void attend_chunk_with(const AttendArgs& args, const AttendScratch& s, int64_t base,
@@ -354,9 +411,15 @@ inline void attend_chunk_with(const AttendArgs& args, const AttendScratch& s, in
 inline AttendScratch prepare_rows(const AttendArgs& args) noexcept {
   const int64_t heads = args.head_end - args.head_begin;
   const AttendScratch s = cut_scratch(static_cast<uint8_t*>(args.scratch), args.head_dim, row_count(args));
-  for (int64_t t = 0; t < args.n_tokens; ++t)
-    for (int64_t h = 0; h < heads; ++h)
-      s.query[t * heads + h] = args.q + t * args.q_stride + (args.head_begin + h) * args.head_dim;
+  const bool is_copied = group_of(row_count(args)) < row_count(args);
+  for (int64_t t = 0, row = 0; t < args.n_tokens; ++t) {
+    for (int64_t h = 0; h < heads; ++h, ++row) {
+      const float* q = args.q + t * args.q_stride + (args.head_begin + h) * args.head_dim;
+      float* copy = s.rows + row * padded(args.head_dim);
+      s.query[row] = is_copied ? copy : q;
+      for (int64_t d = 0; is_copied && d < args.head_dim; d += 8) store8(copy + d, load8(q + d));
+    }
+  }
   return s;
 }
 

@@ -1,8 +1,8 @@
 // The two products of attention on small tiles: scores of some query rows against a tile of keys, and the
-// weighted sum of a tile of values. Keys and values have been widened to f32 by what includes this, in the
-// orders in which the tiles read them:
-//   keys    f32 [pairs of keys][dim / 8][2][8]   both keys of a pair side by side, one register of 16 lanes
-//   values  f32 [positions][32]                  32 dims of every position
+// weighted sum of a tile of values. Keys and values come through a source, either widened to f32 beforehand,
+// in the orders in which the tiles read them, or straight from the cache:
+//   keys    f32 [pairs of keys][padded(dim) / 8][2][8]   both keys of a pair side by side, one register of 16
+//   lanes values  f32 [positions][32]                          32 dims of every position
 // Sums are those of the contract (attention.inl): a score has 8 lanes, an output is one chain over positions.
 #pragma once
 
@@ -16,13 +16,54 @@ inline constexpr int64_t kScoreStride =
 inline constexpr int64_t kPanel = 32;    // dims of a tile of values
 inline constexpr int64_t kRowGroup = 6;  // most rows of one micro-tile
 
-// Key pairs beside kRows rows, and halves of a panel, so that the sums stay in registers.
+// Key pairs beside kRows rows, so that the sums stay in registers.
 template <int kRows>
 inline constexpr int kPairs = kWideSums / kRows >= 4   ? 4
                               : kWideSums / kRows >= 2 ? 2
                                                        : 1;
+// Runs of 16 dims beside kRows rows: at most what a panel has, or whatever the cache has.
 template <int kRows>
-inline constexpr int kHalves = 2 * kRows <= kWideSums ? 2 : 1;
+inline constexpr int kPanelWides = 2 * kRows <= kWideSums ? 2 : 1;
+template <int kRows>
+inline constexpr int kSlotWides = kRows <= 2 && kWideSums >= 24 ? 8
+                                  : kWideSums / kRows >= 4      ? 4
+                                                                : kPanelWides<kRows>;
+
+// Rows of a power of two would all lie in the same few sets of the first cache.
+inline int64_t padded(int64_t dim) noexcept { return dim + 16; }
+
+// Numbers [d, d + 8) of both keys of a pair.
+struct TileKeys {
+  const float* at;
+  int64_t stride;  // of a pair
+  Wide get(int64_t pair, int64_t d) const noexcept { return wide_load(at + pair * stride + 2 * d); }
+  TileKeys from(int64_t pair) const noexcept { return {at + pair * stride, stride}; }
+};
+// partner: from the first key of a pair to the second, 0 for a key without one.
+template <class Kv>
+struct SlotKeys {
+  const Kv* at;
+  int64_t dim, partner;
+  Wide get(int64_t pair, int64_t d) const noexcept {
+    const Kv* key = at + 2 * pair * dim + d;
+    return wide_widen(key, key + partner);
+  }
+  SlotKeys from(int64_t pair) const noexcept { return {at + 2 * pair * dim, dim, partner}; }
+};
+
+// 16 numbers of a position.
+struct PanelValues {
+  const float* at;
+  Wide get(int64_t position, int w) const noexcept { return wide_load(at + position * kPanel + 16 * w); }
+  PanelValues from(int64_t position, int64_t d) const noexcept { return {at + position * kPanel + d}; }
+};
+template <class Kv>
+struct SlotValues {
+  const Kv* at;
+  int64_t dim;
+  Wide get(int64_t position, int w) const noexcept { return wide_widen(at + position * dim + 16 * w); }
+  SlotValues from(int64_t position, int64_t d) const noexcept { return {at + position * dim + d, dim}; }
+};
 
 // out[i] = sum8(a[i]), eight at a time where possible.
 template <int kCount>
@@ -36,8 +77,8 @@ inline void sum_lanes(const F8 (&a)[kCount], float* out) noexcept {
 }
 
 // s[r * kScoreStride + j] = q[r] . key j for kRows rows and 2 * kWides keys.
-template <int kRows, int kWides>
-inline void score_tile(const float* const* q, const float* keys, int64_t dim, float* s) noexcept {
+template <int kRows, int kWides, class Keys>
+inline void score_tile(const float* const* q, const Keys& keys, int64_t dim, float* s) noexcept {
   const float* row[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) row[r] = q[r];
@@ -50,7 +91,7 @@ inline void score_tile(const float* const* q, const float* keys, int64_t dim, fl
   for (int64_t d = 0; d < dim; d += 8) {
     Wide key[kWides];
 #pragma GCC unroll 8
-    for (int w = 0; w < kWides; ++w) key[w] = wide_load(keys + 2 * (w * dim + d));
+    for (int w = 0; w < kWides; ++w) key[w] = keys.get(w, d);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const Wide a = wide_twice(row[r] + d);
@@ -74,18 +115,19 @@ inline void score_tile(const float* const* q, const float* keys, int64_t dim, fl
 }
 
 // The same for n pairs of keys.
-template <int kRows>
-inline void score_rows(const float* const* q, const float* keys, int64_t n, int64_t dim, float* s) noexcept {
+template <int kRows, class Keys>
+inline void score_rows(const float* const* q, const Keys& keys, int64_t n, int64_t dim, float* s) noexcept {
   int64_t i = 0;
   for (; i + kPairs<kRows> <= n; i += kPairs<kRows>)
-    score_tile<kRows, kPairs<kRows>>(q, keys + 2 * i * dim, dim, s + 2 * i);
-  for (; i < n; ++i) score_tile<kRows, 1>(q, keys + 2 * i * dim, dim, s + 2 * i);
+    score_tile<kRows, kPairs<kRows>>(q, keys.from(i), dim, s + 2 * i);
+  for (; i < n; ++i) score_tile<kRows, 1>(q, keys.from(i), dim, s + 2 * i);
 }
 
 // The micro-tile for the next of n rows: 6, 4, 3, 2 or 1 rows.
 inline int64_t group_of(int64_t n) noexcept { return n >= kRowGroup ? kRowGroup : n < 4 ? n : 4; }
 
-inline void score_group(int64_t group, const float* const* q, const float* keys, int64_t n, int64_t dim,
+template <class Keys>
+inline void score_group(int64_t group, const float* const* q, const Keys& keys, int64_t n, int64_t dim,
                         float* s) noexcept {
   switch (group) {
     case 1:
@@ -107,8 +149,8 @@ inline void score_group(int64_t group, const float* const* q, const float* keys,
 }
 
 // o[r][0..16w) += sum over n positions, ascending, of p[r][i] * v[i][0..16w).
-template <int kRows, int kWides>
-inline void value_tile(const float* p, const float* v, int64_t n, float* o, int64_t o_stride) noexcept {
+template <int kRows, int kWides, class Values>
+inline void value_tile(const float* p, const Values& v, int64_t n, float* o, int64_t o_stride) noexcept {
   Wide acc[kRows][kWides];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
@@ -118,7 +160,7 @@ inline void value_tile(const float* p, const float* v, int64_t n, float* o, int6
   for (int64_t i = 0; i < n; ++i) {
     Wide value[kWides];
 #pragma GCC unroll 8
-    for (int w = 0; w < kWides; ++w) value[w] = wide_load(v + i * kPanel + 16 * w);
+    for (int w = 0; w < kWides; ++w) value[w] = v.get(i, w);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const Wide weight = wide_set1(p + r * kScoreStride + i);
@@ -133,12 +175,24 @@ inline void value_tile(const float* p, const float* v, int64_t n, float* o, int6
   }
 }
 
-// The same for all 32 dims of the panel.
+// The same for dims [0, n_dims), a multiple of 16.
+template <int kRows, int kWides, class Values>
+inline void value_dims(const float* p, const Values& v, int64_t n, int64_t n_dims, float* o,
+                       int64_t o_stride) noexcept {
+  int64_t d = 0;
+  for (; d + 16 * kWides <= n_dims; d += 16 * kWides)
+    value_tile<kRows, kWides>(p, v.from(0, d), n, o + d, o_stride);
+  for (; d < n_dims; d += 16) value_tile<kRows, 1>(p, v.from(0, d), n, o + d, o_stride);
+}
 template <int kRows>
-inline void value_panel(const float* p, const float* v, int64_t n, float* o, int64_t o_stride) noexcept {
-#pragma GCC unroll 2
-  for (int64_t d = 0; d < kPanel; d += 16 * kHalves<kRows>)
-    value_tile<kRows, kHalves<kRows>>(p, v + d, n, o + d, o_stride);
+inline void value_all(const float* p, const PanelValues& v, int64_t n, int64_t, float* o,
+                      int64_t o_stride) noexcept {
+  value_dims<kRows, kPanelWides<kRows>>(p, v, n, kPanel, o, o_stride);
+}
+template <int kRows, class Kv>
+inline void value_all(const float* p, const SlotValues<Kv>& v, int64_t n, int64_t n_dims, float* o,
+                      int64_t o_stride) noexcept {
+  value_dims<kRows, kSlotWides<kRows>>(p, v, n, n_dims, o, o_stride);
 }
 
 }  // namespace
