@@ -76,8 +76,8 @@ def plan_for(
 
 def _runtime(file: _core.GgufFile) -> int:
     """The package, its libraries, and a vocabulary that has been used. A grammar takes 130 MB more."""
-    keys = set(file.keys())
-    spm = "tokenizer.ggml.model" in keys and file.get("tokenizer.ggml.model") == "llama"
+    kind = file.get("tokenizer.ggml.model") if "tokenizer.ggml.model" in file.keys() else None  # noqa: SIM118
+    spm = isinstance(kind, str) and kind == "llama"  # a damaged file may have an array there
     shape = next((shape for name, _, shape, *_ in file.tensors() if name == "token_embd.weight"), (0, 0))
     return _CODE + file.data_offset + shape[-1] * (_PER_TOKEN_SPM if spm else _PER_TOKEN)
 
