@@ -57,7 +57,7 @@ TEST_CASE("a rewind to where a prompt ended reads nothing again, however long th
   for (const char* name : kModels) {
     const auto model = load(name, {.n_ubatch = 8});
     const auto tokens = some_tokens(*model, 1400);
-    for (const int64_t prompt : {1, 20, 64, 300, 500}) {
+    for (const int64_t prompt : {1, 64, 500}) {
       CAPTURE(name);
       CAPTURE(prompt);
       Session session(model, 2048, DType::F16), fresh(model, 2048, DType::F16);
