@@ -19,7 +19,7 @@ from gemmule._checks import MAX_CONTEXT, MAX_THREADS, byte_size, is_whole, kv_fo
 from gemmule._errors import Cancelled, DeviceError, Error
 from gemmule._inspect import info_of, section_file
 from gemmule._media.embedder import MediaFrontEnd, find_mmproj
-from gemmule._plan import ContextSize, Room, checked_context, choose_plan
+from gemmule._plan import AUTO_SNAPSHOTS, ContextSize, Room, checked_context, choose_plan
 from gemmule._prompt import EMPTY, Prompt, PromptLike, Span, build_prompt
 from gemmule._request import ChatOptions, GenerateOptions, Progress, Request, check_callbacks
 from gemmule._sampling import SamplingParams
@@ -530,9 +530,9 @@ class Model:
 
 
 def _snapshot_bytes(limit: SnapshotLimit) -> int:
-    """As the engine takes it: -1 lets it choose."""
+    """As the engine takes it."""
     if limit == "auto":
-        return -1
+        return AUTO_SNAPSHOTS
     return 0 if is_whole(limit) and limit == 0 else byte_size("snapshot_limit", limit)
 
 
