@@ -7,23 +7,23 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
 from gemmule._cancel import cancelled_by
-from gemmule._checks import MAX_CONTEXT, MAX_THREADS, byte_size, is_whole, kv_format, path_text, whole
+from gemmule._checks import MAX_CONTEXT, MAX_THREADS, byte_size, kv_format, path_text, whole
 from gemmule._errors import Cancelled, DeviceError, Error
-from gemmule._inspect import info_of, section_file
-from gemmule._media.embedder import MediaFrontEnd, find_mmproj
-from gemmule._plan import AUTO_SNAPSHOTS, ContextSize, Room, checked_context, choose_plan
+from gemmule._inspect import info_of
+from gemmule._media.embedder import MediaFrontEnd, open_mmproj
+from gemmule._plan import ContextSize, Room, SnapshotLimit, checked_context, choose_plan, snapshot_bytes
 from gemmule._prompt import EMPTY, Prompt, PromptLike, Span, build_prompt
 from gemmule._request import ChatOptions, GenerateOptions, Progress, Request, check_callbacks
 from gemmule._sampling import SamplingParams
-from gemmule._session import Session, check_options, perplexity
+from gemmule._score import Windows, score_windows
+from gemmule._session import Session, check_options
 from gemmule._stream import Stream
 from gemmule._tokenizer import Tokenizer
 from gemmule._truncate import answer_room, cut_rows, policy_of, too_long
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from gemmule._chat.template import ChatTemplate
 
 __all__ = ["Model"]
-
-SnapshotLimit: TypeAlias = int | str  # bytes, text such as 256MB, or "auto"
 
 _LEAST = 256  # tokens that an answer of unknown length must have room for
 
@@ -82,10 +80,10 @@ class Model:
         if not (packed == "auto" or isinstance(packed, bool)):
             raise TypeError(f"packed must be True, False or 'auto', not {packed!r}")
         limit = None if memory_limit is None else byte_size("memory_limit", memory_limit)
-        self._snapshot_limit = _snapshot_bytes(snapshot_limit)
+        self._snapshot_limit = snapshot_bytes(snapshot_limit)
         packing = {"auto": "auto", True: "always", False: "never"}[packed]
         self._file = file = _core.GgufFile(path_text(path))
-        embedders = _mmproj_of(file, mmproj)
+        embedders = open_mmproj(file, mmproj)
         self._plan = choose_plan(
             file,
             n_ctx,
@@ -191,39 +189,11 @@ class Model:
         rows = build_prompt(self._tokenizer, self._media, text_or_ids)
         if rows.spans:
             raise ValueError("only text can be scored; logits(prompt, all=True) takes media")
-        ids = np.array(rows.tokens, np.int32)
-        if len(ids) < 2:
-            raise ValueError("a text of one token has nothing to score")
-        short = len(ids) < n_ctx
-        size = len(ids) if short else n_ctx
-        first = 0 if short else n_ctx // 2  # the first position whose next token is scored
-        bos = self._tokenizer.bos_id if self._tokenizer.adds_bos and not short else None
-        n_windows = len(ids) // size
-        tokens: list[int] = []
-        logprobs: list[NDArray[np.float32]] = []
-        tops: list[tuple[tuple[int, float], ...]] = []
+        bos = self._tokenizer.bos_id if self._tokenizer.adds_bos else None
+        cut = Windows.of(np.array(rows.tokens, np.int32), n_ctx, bos)
         with self._lock:
-            session = self._engine().session(n_ctx=size, kv_type=self._plan.kv_type, snapshot_limit=0)
-            for i in range(n_windows):
-                window = ids[i * size : (i + 1) * size].copy()
-                if bos is not None:
-                    window[0] = bos
-                session.rewind(0)
-                if first:
-                    session.append(window[:first], stop=cancel)
-                values, top_ids, top_values = session.append_score(
-                    window[first:-1], window[first + 1 :], top=top, stop=cancel
-                )
-                logprobs.append(values)
-                tokens += window[first + 1 :].tolist()
-                if top:
-                    pairs = zip(top_ids.tolist(), top_values.tolist(), strict=True)
-                    tops += [tuple(zip(row, row_values, strict=True)) for row, row_values in pairs]
-                if progress is not None:
-                    progress(i + 1, n_windows)
-        flat = np.concatenate(logprobs)
-        value, error = perplexity(flat)
-        return Score(tuple(tokens), tuple(flat.tolist()), len(tokens), value, error, size, tuple(tops))
+            session = self._engine().session(n_ctx=cut.size, kv_type=self._plan.kv_type, snapshot_limit=0)
+            return score_windows(session, cut, top, cancel, progress)
 
     # -- text ----------------------------------------------------------------------------------------------
 
@@ -363,7 +333,9 @@ class Model:
         as `generate` takes them (without BOS); messages as `chat` renders them. Nothing is run.
         """
         check_options("count_tokens", options, ChatOptions)
-        if options or _is_conversation(messages_or_text):
+        from gemmule._chat.messages import is_conversation
+
+        if options or is_conversation(messages_or_text):
             return self.render(messages_or_text, **options).count
         return build_prompt(self._tokenizer, self._media, messages_or_text, add_bos=False).count
 
@@ -418,12 +390,8 @@ class Model:
         self.close()
 
     def __repr__(self) -> str:
-        state = (
-            "closed"
-            if self._core is None
-            else f"n_ctx={self.n_ctx}, n_threads={self.n_threads}, isa={self.isa!r}"
-        )
-        return f"Model({self._file.path!r}, {state})"
+        state = f"n_ctx={self.n_ctx}, n_threads={self.n_threads}, isa={self.isa!r}"
+        return f"Model({self._file.path!r}, {'closed' if self._core is None else state})"
 
     def _engine(self) -> _core.Model:
         if self._core is None:
@@ -431,7 +399,7 @@ class Model:
         return self._core
 
     def _snapshots(self, limit: SnapshotLimit | None) -> int:
-        return self._snapshot_limit if limit is None else _snapshot_bytes(limit)
+        return self._snapshot_limit if limit is None else snapshot_bytes(limit)
 
     def _fresh(self, prompt: PromptLike) -> tuple[Prompt, _core.Session]:
         rows = build_prompt(self._tokenizer, self._media, prompt)
@@ -443,11 +411,8 @@ class Model:
 
     def _context(self, wanted: int, least: int, kv_type: str) -> int:
         """The context of a new session: `wanted`, or as much as fits, but at least `least`."""
-        reserved = unused = 0
-        for session in list(self._sessions):
-            held, used = session._kv_bytes()
-            reserved, unused = reserved + held, unused + max(0, held - used)
-        left = self._room.left(self._engine().packed_bytes, reserved, unused)
+        others = [session._kv_bytes() for session in list(self._sessions)]
+        left = self._room.left(self._engine().packed_bytes, others)
         return self._room.context(wanted, least, kv_type, left)
 
     def _new_session(
@@ -527,31 +492,3 @@ class Model:
             (span.first + offset, media.embed(engine, span.source, stop), span.is_block and media.has_blocks)
             for span in spans
         ]
-
-
-def _snapshot_bytes(limit: SnapshotLimit) -> int:
-    """As the engine takes it."""
-    if limit == "auto":
-        return AUTO_SNAPSHOTS
-    return 0 if is_whole(limit) and limit == 0 else byte_size("snapshot_limit", limit)
-
-
-def _mmproj_of(
-    file: _core.GgufFile, mmproj: str | os.PathLike[str] | Literal[False] | None
-) -> _core.GgufFile | None:
-    if mmproj is False:
-        return None
-    if mmproj is not None:
-        return _core.GgufFile(path_text(mmproj))
-    inside = section_file(file, "mmproj")
-    if inside is not None:
-        return inside
-    beside = find_mmproj(Path(file.path), info_of(file).d_model)
-    return None if beside is None else _core.GgufFile(str(beside))
-
-
-def _is_conversation(value: Any) -> bool:
-    from gemmule._chat.messages import Message
-
-    first = value[0] if isinstance(value, Sequence) and not isinstance(value, str) and len(value) else value
-    return isinstance(first, Message | dict)

@@ -5,25 +5,29 @@ The core says what each part takes, from the header alone; here the sizes are co
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 from gemmule import _core
-from gemmule._checks import MAX_CONTEXT, kv_format, whole
+from gemmule._checks import MAX_CONTEXT, byte_size, is_whole, kv_format, whole
 from gemmule._errors import NotEnoughMemoryError
 from gemmule._types import MemoryPlan, format_bytes
 
 __all__ = [
     "AUTO_SNAPSHOTS",
     "ContextSize",
+    "Room",
+    "SnapshotLimit",
     "checked_context",
     "choose_plan",
     "largest_context",
     "not_enough",
     "plan_for",
+    "snapshot_bytes",
 ]
 
 ContextSize = int | Literal["auto", "max"]
+SnapshotLimit: TypeAlias = int | str  # bytes, text such as 256MB, or "auto"
 
 AUTO_SNAPSHOTS = -1  # as the core takes it
 
@@ -105,6 +109,13 @@ def checked_context(n_ctx: object) -> ContextSize:
             return "max"
         raise ValueError(f'n_ctx must be "auto", "max" or a number of tokens, not {n_ctx!r}')
     return whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
+
+
+def snapshot_bytes(limit: SnapshotLimit) -> int:
+    """A limit of snapshots as the engine takes it."""
+    if limit == "auto":
+        return AUTO_SNAPSHOTS
+    return 0 if is_whole(limit) and limit == 0 else byte_size("snapshot_limit", limit)
 
 
 def choose_plan(
@@ -193,10 +204,10 @@ class Room:
         kv: int = _core.memory_plan(self.file, n_ctx=n_ctx, kv_type=kv_type)["kv"]
         return kv
 
-    def left(self, packed_bytes: int, reserved: int, unused: int) -> int | None:
-        """Bytes for one more session, beside others that hold `reserved`, of which they have not touched
-        `unused`. None: nobody knows.
-        """
+    def left(self, packed_bytes: int, others: Sequence[tuple[int, int]]) -> int | None:
+        """Bytes for one more session, beside others by the bytes they hold and use. None: nobody knows."""
+        reserved = sum(held for held, _ in others)
+        unused = sum(max(0, held - used) for held, used in others)
         free: int = _core.available_memory()
         rooms = []
         if free:

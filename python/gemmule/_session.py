@@ -6,7 +6,6 @@ it is not run again.
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from gemmule._chat.messages import Message
     from gemmule._model import Model
 
-__all__ = ["Session", "check_options", "perplexity"]
+__all__ = ["Session", "check_options"]
 
 
 class Session:
@@ -391,13 +390,3 @@ def check_options(what: str, options: Any, known: type) -> None:
     unknown = options.keys() - known.__annotations__.keys()
     if unknown:
         raise TypeError(f"{what}() got an unexpected keyword argument {min(unknown)!r}")
-
-
-def perplexity(logprobs: NDArray[np.float32]) -> tuple[float, float]:
-    """exp(mean nll) and its standard error, perplexity * sqrt(var(nll) / (n - 1))."""
-    n = len(logprobs)
-    if not n:
-        return math.nan, math.nan
-    nll = -logprobs.astype(np.float64)
-    value = math.exp(nll.mean())
-    return value, value * math.sqrt(nll.var() / (n - 1)) if n > 1 else math.nan
