@@ -152,6 +152,8 @@ class Backend {
     const Product product{y, w};
     matmul(std::span(&product, 1), x);
   }
+  // Only the numbers y[i][r] of the rows r of w that are listed; the others stay. w must lie in rows.
+  virtual void matmul_rows(Rows y, const Tensor& w, Rows x, std::span<const int32_t> rows) = 0;
   // y = gelu(gate x) * (up x); tmp is scratch of y's shape
   virtual void gated_gelu(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, Rows x) = 0;
   // y = gelu(gate) * up, with up's columns from up_col on; y may be gate

@@ -5,7 +5,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -14,6 +13,7 @@
 #include <tuple>
 
 #include "bindings/gil.h"
+#include "bindings/locked_session.h"
 #include "bindings/module.h"
 #include "core/error.h"
 #include "core/owned_mutex.h"
@@ -37,29 +37,6 @@ std::vector<int32_t> ids_of(const Tokens& tokens, const char* name) {
     throw std::invalid_argument(cat(name, " must have one dimension, not ", tokens.ndim()));
   return {tokens.data(), tokens.data() + tokens.size()};
 }
-
-// A session and the lock that makes its calls queue.
-struct LockedSession {
-  explicit LockedSession(Session&& made)
-      : session(std::move(made)), n_tokens(static_cast<int64_t>(session.tokens().size())) {}
-  Session session;
-  OwnedMutex mutex;
-  std::atomic<int64_t> n_tokens;  // of `session`, readable while it runs
-
-  template <class Fn>
-  auto with(Fn&& fn) {
-    const py::gil_scoped_release nogil;
-    const OwnedLock lock(mutex);
-    const Publish publish{*this};
-    return fn(session);
-  }
-
-  // Publishes the number of tokens when a call ends, however it ends.
-  struct Publish {
-    LockedSession& self;
-    ~Publish() { self.n_tokens.store(static_cast<int64_t>(self.session.tokens().size())); }
-  };
-};
 
 // What one call appends, as copies: the caller's arrays could change while the GIL is released.
 struct Prompt {

@@ -41,6 +41,7 @@ class Session {
   const std::vector<int32_t>& tokens() const { return tokens_; }
   const std::vector<MediaRows>& media() const { return media_; }  // by position, ascending
   LoadedModel& model() { return *model_; }
+  const KvCache& kv() const { return kv_; }
 
   // Called with (rows done, rows in all) after every step; rows that are read again count.
   using Progress = std::function<void(int64_t, int64_t)>;

@@ -10,6 +10,7 @@ import numpy.typing
 import typing_extensions
 
 __all__: list[str] = [
+    "Drafter",
     "Encoder",
     "GgufFile",
     "ImportanceCollector",
@@ -24,6 +25,7 @@ __all__: list[str] = [
     "available_memory",
     "block_size",
     "build_info",
+    "check_drafter",
     "cpu_info",
     "dequantize",
     "memory_plan",
@@ -328,6 +330,26 @@ class ImportanceCollector:
     def entries(self) -> list[typing.Any]:
         """(tensor, float64 [n_matrices, n_cols] sums of squares, int64 [n_matrices] rows) of each matrix."""
 
+class Drafter:
+    """Guesses the tokens that a model will choose."""
+
+    def __init__(
+        self, model: Model, file: GgufFile, *, draft_vocab: typing.SupportsInt | typing.SupportsIndex = 0
+    ) -> None: ...
+    def step(
+        self,
+        session: Session,
+        token: typing.SupportsInt | typing.SupportsIndex,
+        hidden: numpy.typing.NDArray[numpy.float32],
+        pos: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        stop: StopToken | None = None,
+    ) -> tuple[typing.Any, ...]:
+        """(logits, next hidden) of what follows `token`. hidden: float32 [d_model] of the token before it, the model's or that of the step before; pos: of the first token of the round."""
+
+    @property
+    def weight_bytes(self) -> int: ...
+
 class Encoder:
     """Encodes rows of numbers into a tensor type on its own threads."""
 
@@ -382,6 +404,9 @@ def block_size(type: str) -> tuple[int, int]:
 def build_info() -> dict[str, typing.Any]:
     """Version, build type and compiler of the extension."""
 
+def check_drafter(file: GgufFile, target: GgufFile) -> None:
+    """Refuses a file that is no drafter of the target, by their headers."""
+
 def cpu_info() -> dict[str, typing.Any]:
     """Instruction-set levels of this build and what this machine can run."""
 
@@ -395,6 +420,7 @@ def memory_plan(
     kv_type: str = "f16",
     n_ubatch: typing.SupportsInt | typing.SupportsIndex = 256,
     mmproj: GgufFile | None = None,
+    drafter: GgufFile | None = None,
     snapshot_limit: typing.SupportsInt | typing.SupportsIndex = 0,
     packing: bool = True,
 ) -> dict[str, typing.Any]:

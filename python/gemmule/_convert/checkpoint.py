@@ -241,9 +241,10 @@ def _tensors(entries: Iterable[Entry], weights: Weights, side: int = 0) -> Itera
 
 
 def _tensor(entry: Entry, tensor: StoredTensor, side: int) -> TensorSpec:
-    if tensor.dtype not in FLOATS:
+    wanted = ("I64", "I32") if entry.keep == "I32" else FLOATS
+    if tensor.dtype not in wanted:
         raise UnsupportedError(
-            f"{tensor.origin}: the dtype is {tensor.dtype}; BF16, F16 and F32 are converted."
+            f"{tensor.origin}: the dtype is {tensor.dtype}; {', '.join(wanted)} can be converted."
         )
     if tensor.shape != entry.shape and not (entry.shape == () and tensor.shape == (1,)):
         raise FormatError(
@@ -251,6 +252,8 @@ def _tensor(entry: Entry, tensor: StoredTensor, side: int) -> TensorSpec:
         )
     shape = entry.gguf_shape or tuple(reversed(entry.shape))
     rows: RowSource
+    if entry.keep == "I32":
+        return TensorSpec(entry.gguf, shape, TokenRows(tensor), "I32")
     if entry.how == "" and entry.shape == ():
         rows = _computed(tensor, _finite, shape)
     elif entry.how == "" and entry.gguf_shape:
@@ -295,6 +298,31 @@ TRANSFORMS: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
     "softplus": _softplus,
     "kernel": _kernel,
 }
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """The numbers of all tokens, each once and in any order: one row of 32-bit integers."""
+
+    tensor: StoredTensor
+    dtype: str = "I32"
+    n_rows: int = 1
+
+    @property
+    def n_cols(self) -> int:
+        return self.tensor.shape[0]
+
+    @property
+    def origin(self) -> str:
+        return self.tensor.origin
+
+    def read_into(self, first: int, n: int, out: NDArray[np.uint8]) -> None:
+        raw = bytearray(self.tensor.n_bytes)
+        self.tensor.read_bytes(0, memoryview(raw))
+        tokens = np.frombuffer(raw, "<i8" if self.tensor.dtype == "I64" else "<i4")
+        if not np.array_equal(np.sort(tokens), np.arange(len(tokens))):
+            raise FormatError(f"{self.origin}: it must hold each of {len(tokens)} tokens once.")
+        out[:] = tokens[first * self.n_cols : (first + n) * self.n_cols].astype("<i4").view(np.uint8)
 
 
 @dataclass(frozen=True)
