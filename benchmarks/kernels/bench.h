@@ -1,4 +1,4 @@
-// What the kernel benchmarks share: clocks, random numbers, memory of a given page size, and reading memory
+// What the benchmarks in C++ share: clocks, random numbers, memory of a given page size, and reading memory
 // as fast as the machine can.
 #pragma once
 
@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+
+#include "core/dtype.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -31,6 +33,18 @@ struct Lcg {
     return static_cast<uint32_t>(state >> 33);
   }
 };
+
+// Random numbers of a type of the cache, about 2^-7 to 1 in size: what they are does not change the time, as
+// long as none is subnormal.
+inline void fill_numbers(DType dtype, uint8_t* at, size_t n_bytes, Lcg& random) {
+  for (size_t i = 0; i + 2 <= n_bytes; i += 2) {
+    auto bits = static_cast<uint16_t>(random.next());
+    if (dtype == DType::F16) bits = static_cast<uint16_t>((bits & 0x9fff) | 0x2000);
+    if (dtype == DType::F32 && i % 4 == 2) bits = static_cast<uint16_t>((bits & 0x81ff) | 0x3c00);
+    if (dtype == DType::Q8_0 && i % 34 == 0) bits = 0x2000;  // the scale of a block
+    std::memcpy(at + i, &bits, sizeof bits);
+  }
+}
 
 enum class PageSize : uint8_t { Small, Huge };
 

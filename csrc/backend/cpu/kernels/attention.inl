@@ -58,8 +58,7 @@ struct AttendScratch {
   int64_t* begin;       // [rows]: first and last + 1 visible position inside the chunk
   int64_t* end;         // [rows]
   Joint* joint;         // [rows]: of the group that starts at this row
-  float* parts;         // f32 [rows][attend_part_floats]; used by `attend` only, as are the next two
-  float* sums;          // f32 [rows][2]
+  float* parts;         // f32 [rows][attend_part_floats]; used by `attend` only, as is the next one
   float** out;          // [rows]: where the result of the row goes
 };
 
@@ -82,7 +81,6 @@ inline AttendScratch cut_scratch(uint8_t* at, int64_t head_dim, int64_t n_rows) 
   s.keys = take<float>(at, key_tile(head_dim) * padded(head_dim));
   s.values = take<float>(at, kValueTile * kPanel);
   s.parts = take<float>(at, rows * attend_part_floats(head_dim));
-  s.sums = take<float>(at, rows * 2);
   s.query = take<const float*>(at, rows);
   s.out = take<float*>(at, rows);
   s.begin = take<int64_t>(at, rows);
@@ -93,7 +91,7 @@ inline AttendScratch cut_scratch(uint8_t* at, int64_t head_dim, int64_t n_rows) 
 
 inline size_t attend_scratch_bytes(int64_t head_dim, int64_t n_rows) noexcept {
   const int64_t rows = padded_rows(n_rows);
-  const int64_t floats = rows * (kScoreStride + attend_part_floats(head_dim) + padded(head_dim) + 2) +
+  const int64_t floats = rows * (kScoreStride + attend_part_floats(head_dim) + padded(head_dim)) +
                          key_tile(head_dim) * padded(head_dim) + kValueTile * kPanel;
   const size_t per_row = 2 * sizeof(float*) + 2 * sizeof(int64_t) + sizeof(Joint);
   return sizeof(float) * static_cast<size_t>(floats) + per_row * static_cast<size_t>(rows);
@@ -454,22 +452,22 @@ inline void attend_join(float* out, float* sums, const float* parts, int64_t ste
 inline void attend(const AttendArgs& args) noexcept {
   const int64_t heads = args.head_end - args.head_begin, n_rows = row_count(args);
   if (n_rows <= 0) return;
-  const AttendScratch s = prepare_rows(args);
-  const int64_t stride = attend_part_floats(args.head_dim);
   int64_t lo = args.lo[0], hi = args.hi[0];
-  for (int64_t t = 0, row = 0; t < args.n_tokens; ++t) {
+  for (int64_t t = 1; t < args.n_tokens; ++t) {
     lo = smaller(lo, args.lo[t]);
     hi = larger(hi, args.hi[t]);
-    for (int64_t h = 0; h < heads; ++h, ++row) {
-      s.out[row] = args.out + t * args.out_stride + (args.head_begin + h) * args.head_dim;
-      s.sums[2 * row] = s.sums[2 * row + 1] = 0.0f;
-    }
   }
-  for (int64_t base = lo / kAttendChunk * kAttendChunk; base < hi; base += kAttendChunk) {
+  const int64_t begin = larger(lo / kAttendChunk * kAttendChunk, args.begin), end = smaller(hi, args.end);
+  if (begin >= end) return;
+  const AttendScratch s = prepare_rows(args);
+  for (int64_t row = 0; row < n_rows; ++row)
+    s.out[row] = args.out + row / heads * args.out_stride + (args.head_begin + row % heads) * args.head_dim;
+  const int64_t stride = attend_part_floats(args.head_dim);
+  for (int64_t base = begin; base < end; base += kAttendChunk) {
     attend_chunk_with(args, s, base, s.parts);
     const bool last = base + kAttendChunk >= hi;
     for (int64_t row = 0; row < n_rows; ++row)
-      attend_join(s.out[row], s.sums + 2 * row, s.parts + row * stride, stride, 1, args.head_dim, last);
+      attend_join(s.out[row], args.sums + 2 * row, s.parts + row * stride, stride, 1, args.head_dim, last);
   }
 }
 
