@@ -223,7 +223,7 @@ class Room:
         free: int = _core.available_memory()
         rooms = []
         if free:
-            rooms.append(free - max(0, self.plan.weights - packed_bytes) - unused)
+            rooms.append(free - max(0, self.plan.weights + self.plan.drafter - packed_bytes) - unused)
         if self.memory_limit is not None:
             rooms.append(self.memory_limit - (self.plan.total - self.plan.kv) - reserved)
         return min(rooms, default=None)
