@@ -106,12 +106,13 @@ def write_drafter(model: Any, shape: DrafterShape, path: Path, *, seed: int, typ
     write_header(writer, shape.stack, seed=seed, type_name=type_name)
     writer.add_uint32(f"{shape.stack.arch}.embedding_length_out", shape.d_target)
     writer.add_uint32(f"{shape.stack.arch}.nextn_predict_layers", len(shape.stack.sliding_layers))
-    state = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    ordering = state.pop("masked_embedding.token_ordering", None)
-    add_tensors(writer, ((gguf_name(name), value.numpy()) for name, value in state.items()), type_name)
-    if ordering is not None:
+    state = {name: value.numpy() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    if shape.n_clusters:
+        centroids = state.pop("masked_embedding.centroids.weight")
+        writer.add_array("gemmule.drafter.centroids", centroids.reshape(-1).tolist())
+        writer.add_array("gemmule.drafter.clusters", state.pop("masked_embedding.token_ordering").tolist())
         writer.add_uint32("gemmule.drafter.n_clusters_used", shape.n_clusters_used)
-        writer.add_tensor(gguf_name("masked_embedding.token_ordering"), ordering.numpy().astype(np.int32))
+    add_tensors(writer, ((gguf_name(name), value) for name, value in state.items()), type_name)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -122,15 +123,13 @@ def load_drafter(model: Any, path: Path) -> None:
     """Give the model the values that the file's tensors stand for."""
     import torch
 
-    tensors = gguf.GGUFReader(str(path)).tensors
-    stored = {t.name: t for t in tensors}
+    stored = {t.name: t for t in gguf.GGUFReader(str(path)).tensors}
     with torch.no_grad():
         for name, parameter in model.state_dict().items():
-            if name == "lm_head.weight":
+            if name == "lm_head.weight" or name.startswith("masked_embedding."):
                 continue
             tensor = stored[gguf_name(name)]
-            is_ids = tensor.tensor_type == gguf.GGMLQuantizationType.I32
-            value = tensor.data if is_ids else gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            value = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
             parameter.copy_(torch.from_numpy(np.array(value)).reshape(parameter.shape))
 
 

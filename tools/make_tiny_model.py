@@ -359,8 +359,6 @@ _LAYER_NAMES = {
 _OTHER_NAMES = {
     "pre_projection.weight": "nextn.pre_projection.weight",
     "post_projection.weight": "nextn.post_projection.weight",
-    "masked_embedding.centroids.weight": "masked_embd_centroids.weight",
-    "masked_embedding.token_ordering": "masked_embd_ordering",
     "embed_tokens.weight": "token_embd.weight",
     "norm.weight": "output_norm.weight",
     "embed_tokens_per_layer.weight": "per_layer_token_embd.weight",

@@ -20,7 +20,6 @@ enum class DType : uint32_t {
   Q4_K = 12,
   Q5_K = 13,
   Q6_K = 14,
-  I32 = 26,  // numbers of tokens, never weights
   BF16 = 30,
 };
 
@@ -32,24 +31,22 @@ struct DTypeInfo {
 };
 
 inline constexpr DTypeInfo kDTypes[] = {
-    // of weights
     {DType::F32, "F32", 1, 4},       {DType::F16, "F16", 1, 2},       {DType::BF16, "BF16", 1, 2},
     {DType::Q8_0, "Q8_0", 32, 34},   {DType::Q4_0, "Q4_0", 32, 18},   {DType::Q4_1, "Q4_1", 32, 20},
     {DType::Q5_0, "Q5_0", 32, 22},   {DType::Q5_1, "Q5_1", 32, 24},   {DType::Q2_K, "Q2_K", 256, 84},
     {DType::Q3_K, "Q3_K", 256, 110}, {DType::Q4_K, "Q4_K", 256, 144}, {DType::Q5_K, "Q5_K", 256, 176},
     {DType::Q6_K, "Q6_K", 256, 210},
 };
-inline constexpr DTypeInfo kI32 = {DType::I32, "I32", 1, 4};
 inline constexpr int kDTypeSlots = 31;  // one more than the largest DType value
 
 // In files, this plus a GGUF type number is that type in the packed layout (quant/packed.h).
 inline constexpr uint32_t kPackedTypes = 4096;
 
-// What is known of a GGUF type number, or of the name of a type of weights; nullptr when that is nothing.
+// The row of kDTypes for a GGUF type number or a name; nullptr when gemmule does not know it.
 constexpr const DTypeInfo* find_dtype(uint32_t ggml_type) {
   for (const DTypeInfo& info : kDTypes)
     if (static_cast<uint32_t>(info.dtype) == ggml_type) return &info;
-  return ggml_type == static_cast<uint32_t>(DType::I32) ? &kI32 : nullptr;
+  return nullptr;
 }
 constexpr const DTypeInfo* find_dtype(std::string_view name) {
   for (const DTypeInfo& info : kDTypes)

@@ -29,10 +29,6 @@ Tensor Binder::host_vector(const std::string& name, int64_t n) {
   return view;
 }
 
-std::span<const int32_t> Binder::ids(const std::string& name, int64_t n) {
-  return {reinterpret_cast<const int32_t*>(file_.view(need(name, {n}, true)).data), static_cast<size_t>(n)};
-}
-
 void Binder::ignore(const std::string& name, int64_t rows, int64_t cols) {
   if (!has(name)) return;
   if (rows == 1)
@@ -52,16 +48,13 @@ void Binder::refuse_unused() const {
                                  " belongs to a variant this version cannot run"));
 }
 
-const GgufTensor& Binder::need(const std::string& name, const std::vector<int64_t>& shape, bool is_ids) {
+const GgufTensor& Binder::need(const std::string& name, const std::vector<int64_t>& shape) {
   const GgufTensor* tensor = file_.find_tensor(name);
   if (tensor == nullptr)
     throw FormatError(cat(file_.path(), ": tensor ", name, " is missing; the file is incomplete"));
   if (tensor->shape != shape)
     throw FormatError(cat(file_.path(), ": tensor ", name, " has shape [", joined(tensor->shape),
                           "], the metadata asks for [", joined(shape), "]"));
-  if ((tensor->dtype == DType::I32) != is_ids)
-    throw UnsupportedError(cat(file_.path(), ": tensor ", name, " is ", dtype_name(tensor->dtype),
-                               is_ids ? "; token numbers must be I32" : ", which is no type of weights"));
   used_.insert(name);
   return *tensor;
 }

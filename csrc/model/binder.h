@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <set>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -35,9 +34,6 @@ class Binder {
   // result.
   Tensor host_vector(const std::string& name, int64_t n);
 
-  // n token numbers, on the host.
-  std::span<const int32_t> ids(const std::string& name, int64_t n);
-
   // A tensor that may be there and is not read.
   void ignore(const std::string& name, int64_t rows, int64_t cols);
 
@@ -47,7 +43,7 @@ class Binder {
 
  private:
   // shape: the contiguous dimension first, as in the file.
-  const GgufTensor& need(const std::string& name, const std::vector<int64_t>& shape, bool is_ids = false);
+  const GgufTensor& need(const std::string& name, const std::vector<int64_t>& shape);
 
   const GgufFile& file_;
   Backend& backend_;

@@ -1,6 +1,7 @@
 #include "model/drafter.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 
@@ -10,20 +11,40 @@
 namespace gemmule {
 namespace {
 
-constexpr const char* kCentroids = "masked_embd_centroids.weight";
-constexpr const char* kClusters = "masked_embd_ordering";
-constexpr int64_t kClustersUsed = 32;  // of the published drafters
+// The clusters of a head are keys and no tensors: llama.cpp opens no drafter with tensors of theirs.
+constexpr const char* kCentroids = "gemmule.drafter.centroids";  // f32 [n_clusters, d_model]
+constexpr const char* kClusters = "gemmule.drafter.clusters";    // i32 [n_clusters, n_vocab / n_clusters]
+constexpr const char* kClustersUsed = "gemmule.drafter.n_clusters_used";
 
 // Every token must be in one cluster: the numbers are rows of the head.
-void check_clusters(std::span<const int32_t> clusters, const GgufFile& file) {
-  std::vector<bool> seen(clusters.size());
-  for (size_t i = 0; i < clusters.size(); ++i) {
-    const auto token = static_cast<size_t>(clusters[i]);  // a negative one is huge
-    if (token >= seen.size() || seen[token])
-      throw FormatError(cat(file.path(), ": tensor ", kClusters, " holds ", clusters[i], " at ", i,
+std::vector<int32_t> read_clusters(const GgufFile& file, int64_t n_vocab) {
+  const std::vector<int64_t> tokens = file.get_ints(kClusters);
+  std::vector<bool> seen(static_cast<size_t>(n_vocab));
+  std::vector<int32_t> clusters;
+  for (const int64_t token : tokens) {
+    if (token < 0 || token >= n_vocab || seen[static_cast<size_t>(token)])
+      throw FormatError(cat(file.path(), ": ", kClusters, " holds ", token, " at ", clusters.size(),
                             ", which is no token or there twice; convert the drafter again"));
-    seen[token] = true;
+    seen[static_cast<size_t>(token)] = true;
+    clusters.push_back(static_cast<int32_t>(token));
   }
+  if (static_cast<int64_t>(clusters.size()) != n_vocab)
+    throw FormatError(cat(file.path(), ": ", kClusters, " holds ", clusters.size(), " of ", n_vocab,
+                          " tokens; convert the drafter again"));
+  return clusters;
+}
+
+Tensor read_centroids(const GgufFile& file, const DrafterConfig& c, Backend& backend) {
+  std::vector<float> numbers;
+  for (const double x : file.get_floats(kCentroids)) {
+    if (!std::isfinite(x))
+      throw FormatError(cat(file.path(), ": ", kCentroids, " holds a number that is not finite at ",
+                            numbers.size(), "; the file is damaged"));
+    numbers.push_back(static_cast<float>(x));
+  }
+  const Rows placed = backend.alloc(c.n_clusters, c.stack.d_model);
+  backend.write(placed, numbers.data());
+  return {DType::F32, c.n_clusters, c.stack.d_model, reinterpret_cast<const uint8_t*>(placed.data)};
 }
 
 }  // namespace
@@ -37,20 +58,21 @@ DrafterConfig DrafterConfig::from_gguf(const GgufFile& file, const Config& targe
     throw std::invalid_argument(
         cat("draft_vocab is ", n_vocab, "; choose up to ", target.n_vocab, " tokens, or 0 for all"));
   c.n_vocab_drafted = n_vocab > 0 ? n_vocab : target.n_vocab;
-  const GgufTensor* centroids = file.find_tensor(kCentroids);
+  const GgufValue* centroids = file.find(kCentroids);
   if (centroids == nullptr) return c;
   if (n_vocab > 0)
     throw std::invalid_argument(
         cat(file.path(), ": the drafter computes few logits already; leave out draft_vocab"));
-  constexpr const char* kUsed = "gemmule.drafter.n_clusters_used";
-  c.n_clusters = centroids->shape.back();
-  c.n_clusters_used = file.int_or(kUsed, std::min(c.n_clusters, kClustersUsed));
-  if (target.n_vocab % c.n_clusters != 0)
-    throw FormatError(cat(file.path(), ": tensor ", kCentroids, " has ", c.n_clusters, " rows, which do not ",
-                          "share ", target.n_vocab, " tokens; convert the drafter again"));
+  const auto n_numbers = static_cast<int64_t>(centroids->count);
+  c.n_clusters = n_numbers / c.stack.d_model;
+  if (centroids->type != ValueType::Array || n_numbers % c.stack.d_model != 0 || c.n_clusters == 0 ||
+      target.n_vocab % c.n_clusters != 0)
+    throw FormatError(cat(file.path(), ": ", kCentroids, " must hold ", c.stack.d_model, " numbers for each ",
+                          "of some clusters that share ", target.n_vocab, " tokens evenly"));
+  c.n_clusters_used = file.get_int(kClustersUsed);
   if (c.n_clusters_used < 1 || c.n_clusters_used > c.n_clusters)
-    throw FormatError(cat(file.path(), ": ", kUsed, " is ", c.n_clusters_used, "; it must lie between 1 and ",
-                          c.n_clusters));
+    throw FormatError(cat(file.path(), ": ", kClustersUsed, " is ", c.n_clusters_used,
+                          "; it must lie between 1 and ", c.n_clusters));
   return c;
 }
 
@@ -70,10 +92,8 @@ DrafterWeights DrafterWeights::bind(const GgufFile& file, const DrafterConfig& c
   w.head = w.stack.output;
   w.head.rows = c.n_vocab_drafted;
   if (c.n_clusters > 0) {
-    w.centroids = bind.matrix(kCentroids, c.n_clusters, c.stack.d_model);
-    const std::span<const int32_t> clusters = bind.ids(kClusters, c.stack.n_vocab);
-    w.clusters.assign(clusters.begin(), clusters.end());  // a copy: the file may change after the check
-    check_clusters(w.clusters, file);
+    w.centroids = read_centroids(file, c, backend);
+    w.clusters = read_clusters(file, c.stack.n_vocab);
     if (w.head.layout != Layout::Rows)
       bind.refuse("token_embd.weight",
                   "is packed, but a head with clusters is read by the row; unpack the file");

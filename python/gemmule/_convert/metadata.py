@@ -1,8 +1,7 @@
 """Metadata keys of the three images (text, media "clip", drafter), named and typed as llama.cpp does.
 
 general.* from the model card and the folder name, <arch>.* from the config, clip.* for media, and
-gemmule.media.*: what a processor needs beyond clip.* (token budgets, marker ids, frame lengths), and
-gemmule.drafter.*: how a drafter with clusters is run.
+gemmule.media.*: what a processor needs beyond clip.* (token budgets, marker ids, frame lengths).
 """
 
 import re
@@ -175,13 +174,11 @@ def text_kvs(config: ModelConfig, card: Card, label: str) -> list[Kv]:
 def drafter_kvs(config: ModelConfig, card: Card, label: str) -> list[Kv]:
     """The keys of the drafter image, without the vocabulary."""
     arch, drafter = "gemma4-assistant", config.drafter or Drafter(0)
-    n_used = drafter.n_centroids_used
     return [
         *_general(arch, "model", card, label),
         *_stack(arch, config.text),
         Kv(f"{arch}.embedding_length_out", "u32", drafter.d_backbone),
         Kv(f"{arch}.nextn_predict_layers", "u32", config.text.n_layers),
-        *([Kv("gemmule.drafter.n_clusters_used", "u32", n_used)] if n_used else []),
     ]
 
 

@@ -73,15 +73,10 @@ _TEXT_LAYER = (
 )
 _TEXT_TAIL = (_Row("norm.weight", "output_norm.weight", "H", how="norm", keep="F32"),)
 
-# B width of the target model, C clusters of the head; these stand beside the text stack. llama.cpp knows the
-# names of the last two and reads the whole head all the same.
+# B width of the target model; the projections stand beside the text stack.
 _DRAFTER = (
     _Row("pre_projection.weight", "nextn.pre_projection.weight", "H 2B"),
     _Row("post_projection.weight", "nextn.post_projection.weight", "B H"),
-    _Row(
-        "masked_embedding.centroids.weight", "masked_embd_centroids.weight", "C H", "clusters", keep="source"
-    ),
-    _Row("masked_embedding.token_ordering", "masked_embd_ordering", "V", "ordered", keep="I32"),
 )
 
 # Vision without an encoder. X = 3 * side^2 pixel values in the order row, column, colour; files keep planes.
@@ -172,7 +167,7 @@ _CLIPS = ("input_max", "input_min", "output_max", "output_min")
 _DROPPED = {
     # The image tower of Gemma 3 is another model with its own converter.
     "gemma3": ("multi_modal_projector.", "vision_tower."),
-    # The clusters of a drafter whose config does not use them.
+    # The clusters of the small drafters, which become keys where the config uses them.
     "gemma4": ("masked_embedding.",),
 }
 _DROPPED_ENDS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
@@ -221,14 +216,8 @@ def drafter_entries(config: TextConfig, drafter: Drafter, prefix: str) -> Iterat
     for entry in text_entries(config, prefix, ""):
         if not entry.optional:
             yield entry
-    symbols = {
-        "H": config.d_model,
-        "B": drafter.d_backbone,
-        "2B": 2 * drafter.d_backbone,
-        "C": drafter.n_centroids,
-        "V": config.n_vocab,
-    }
-    yield from _expand(_DRAFTER, "", "", symbols, {"ordered"} if drafter.n_centroids else set())
+    symbols = {"H": config.d_model, "B": drafter.d_backbone, "2B": 2 * drafter.d_backbone}
+    yield from _expand(_DRAFTER, "", "", symbols, set())
 
 
 def vision_entries(config: PatchEmbedder | VisionTower, d_model: int, prefix: str) -> Iterator[Entry]:

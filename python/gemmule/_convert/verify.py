@@ -121,7 +121,7 @@ def _image_checks(header: Header, prefix: str, problems: list[tuple[str, str]]) 
     checksums = header.get(card.CHECKSUM)
     where = f"{prefix}metadata"
     if checksums is None and card.METADATA_CHECKSUM not in header.entries:
-        return [_scale_check(header, i, prefix) for i, t in enumerate(header.tensors) if t[1] in _BLOCKS]
+        return [_scale_check(header, i, prefix) for i in range(len(header.tensors))]
     if not _is_metadata_good(header):
         problems.append((where, f"the {where} is damaged: its checksum differs or is missing"))
     if checksums is None or len(checksums) != len(header.tensors):

@@ -122,19 +122,20 @@ def _plans(file: "Header", sizes: list[int | str], kv_types: tuple[str, ...]) ->
     from gemmule._inspect import section_file
     from gemmule._plan import choose_plan, plan_for
 
-    parts = {"mmproj": section_file(file, "mmproj"), "drafter": section_file(file, "drafter")}
+    mmproj, drafter = section_file(file, "mmproj"), section_file(file, "drafter")
     plans = []
     for kv_type in kv_types:
         trained = plan_for(file, n_ctx=1, kv_type=kv_type).n_ctx_train
         for size in sizes:
             if size == "auto":
                 try:
-                    plans.append(choose_plan(file, "auto", kv_type=kv_type, **parts))
+                    plans.append(choose_plan(file, "auto", kv_type=kv_type, mmproj=mmproj, drafter=drafter))
+                    continue
                 except NotEnoughMemoryError as error:
-                    plans.append(plan_for(file, n_ctx=error.n_ctx or 1, kv_type=kv_type, **parts))
+                    n_ctx = error.n_ctx or 1
             else:
                 n_ctx = trained if size == "max" else int(size)
-                plans.append(plan_for(file, n_ctx=n_ctx, kv_type=kv_type, **parts))
+            plans.append(plan_for(file, n_ctx=n_ctx, kv_type=kv_type, mmproj=mmproj, drafter=drafter))
     return list(dict.fromkeys(plans))
 
 

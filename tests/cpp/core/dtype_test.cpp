@@ -27,13 +27,6 @@ TEST_CASE("dtype: every row is found by number and by name, and none twice") {
   }
 }
 
-TEST_CASE("dtype: token numbers have a size and are no weights") {
-  CHECK(find_dtype(26u) == &kI32);
-  CHECK(row_bytes(DType::I32, 3) == 12);
-  CHECK(find_dtype(std::string_view("I32")) == nullptr);
-  for (const DTypeInfo& info : kDTypes) CHECK(info.dtype != DType::I32);
-}
-
 TEST_CASE("dtype: unknown numbers and names are not found") {
   CHECK(find_dtype(4u) == nullptr);
   CHECK(find_dtype(15u) == nullptr);

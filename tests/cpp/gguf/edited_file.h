@@ -1,7 +1,7 @@
 // A GGUF file again, with some of its keys and tensors changed, left out or added.
 #pragma once
 
-#include <cstring>
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -19,7 +19,8 @@ struct EditedTensor {
 };
 struct FileEdit {
   std::function<bool(EditedTensor&)> tensor = [](EditedTensor&) { return true; };  // false drops it
-  std::function<void(const std::string& key, std::string& bytes)> key = {};  // of values that are no array
+  std::function<void(const std::string& key, std::string& bytes)> key =
+      {};  // changes the bytes of a value; of items only whole ones may go or come
   std::vector<EditedTensor> more = {};
 };
 
@@ -28,10 +29,10 @@ inline std::string edited_file(const std::string& path, const FileEdit& edit) {
   GgufBuilder builder;
   for (const auto& [key, value] : file->entries()) {
     std::string bytes(reinterpret_cast<const char*>(value.data), value.n_bytes);
+    if (edit.key) edit.key(std::string(key), bytes);
     if (value.type == ValueType::Array)
-      bytes = gguf_array(value.element, value.count, bytes);
-    else if (edit.key)
-      edit.key(std::string(key), bytes);
+      bytes =
+          gguf_array(value.element, value.count * bytes.size() / std::max<size_t>(1, value.n_bytes), bytes);
     builder.add(key, value.type, bytes);
   }
   std::vector<EditedTensor> tensors;
