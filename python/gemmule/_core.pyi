@@ -10,7 +10,9 @@ import numpy.typing
 import typing_extensions
 
 __all__: list[str] = [
+    "DraftTable",
     "Drafter",
+    "Drafting",
     "Encoder",
     "GgufFile",
     "ImportanceCollector",
@@ -350,6 +352,60 @@ class Drafter:
 
     @property
     def weight_bytes(self) -> int: ...
+
+class DraftTable:
+    """What a model's requests have learnt about drafting: times of passes, chances."""
+
+    def __init__(self) -> None: ...
+    def pass_times(self) -> dict[int, float]:
+        """Seconds of a pass by its rows, of those that were run."""
+
+    @property
+    def n_passes(self) -> int: ...
+    @property
+    def numbers(self) -> list[float]: ...
+    @numbers.setter
+    def numbers(
+        self, arg1: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]
+    ) -> None: ...
+
+class Drafting:
+    """The drafts of one request."""
+
+    def __init__(
+        self,
+        table: DraftTable,
+        sampler: Sampler,
+        *,
+        n_prompt: typing.SupportsInt | typing.SupportsIndex = 0,
+        ends: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = ...,
+        drafter: Drafter | None = None,
+        lookup: bool = True,
+        length: typing.SupportsInt | typing.SupportsIndex = 0,
+        script: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = ...,
+        accept: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        seed: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None:
+        """length: how many tokens to draft; 0: as many as pay. script, for measuring: the tokens by position, of which each is drafted rightly with the chance `accept`."""
+
+    def append(
+        self,
+        session: Session,
+        token: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        most: typing.SupportsInt | typing.SupportsIndex,
+        stop: StopToken | None = None,
+    ) -> None:
+        """Run one token in a session, and in the same pass up to `most` that are expected behind it."""
+
+    @property
+    def by_place(self) -> list[tuple[int, int]]:
+        """(times the draft at that place of a round was reached, times it was right)."""
+
+    @property
+    def n_accepted(self) -> int: ...
+    @property
+    def n_drafted(self) -> int: ...
 
 class Encoder:
     """Encodes rows of numbers into a tensor type on its own threads."""

@@ -16,6 +16,7 @@ from gemmule import _core
 from gemmule._cancel import cancelled_by
 from gemmule._checks import MAX_CONTEXT, MAX_THREADS, byte_size, kv_format, path_text, whole
 from gemmule._drafter import DrafterChoice, drafter_of
+from gemmule._drafting import Drafts
 from gemmule._errors import Cancelled, DeviceError, Error
 from gemmule._inspect import info_of
 from gemmule._media.embedder import MediaFrontEnd, open_mmproj
@@ -104,9 +105,9 @@ class Model:
         core = _core.Model(file, n_threads=wanted or 0, isa=chosen_isa, packing=packing)
         self._tokenizer = Tokenizer(file)
         self._media = MediaFrontEnd(file.path, embedders, self._tokenizer)
-        self._drafter = None if draft_file is None else _core.Drafter(core, draft_file)
         self._suppress = list(core.suppress_tokens)
         self._isa, self._n_threads = core.isa, core.n_threads
+        self._drafts = Drafts(core, None if draft_file is None else _core.Drafter(core, draft_file))
         self._core = core
 
     # -- facts ---------------------------------------------------------------------------------------------
@@ -227,6 +228,9 @@ class Model:
         stop: a string or several, at which the answer ends.
         logprobs: n adds each token's log-probability and the n likeliest alternatives.
         schema, regex, choices, grammar: at most one; what the answer must look like (see `chat`).
+        draft: "auto" runs tokens ahead that are expected, where that is faster, which never changes the
+        answer: those that the model's drafter expects, or that followed the same words before. "mtp" and
+        "lookup" use one of the two, a number drafts so many each time, False none.
         image_tokens: 70, 140, 280, 560 or 1120, the detail at which images are seen.
         truncation: "error" refuses a prompt that does not fit; "oldest" leaves out its beginning, "middle"
         its middle, and says so in `reply.warnings` and `reply.usage.dropped_tokens`. In `chat` these leave
@@ -387,7 +391,8 @@ class Model:
     def close(self) -> None:
         """Frees the weights. Calling it again does nothing; later use of the model raises Error."""
         with self._lock:
-            self._core = self._drafter = None
+            self._core = None
+            self._drafts.close()
 
     def __enter__(self) -> "Model":
         return self
