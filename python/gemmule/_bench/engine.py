@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Engine", "Subject", "open_engine"]
+__all__ = ["Engine", "Ids", "Subject", "open_engine"]
 
 Ids = NDArray[np.int32]
 
@@ -37,8 +37,8 @@ class Engine(Protocol):
     def start(self, ids: Ids) -> None:
         """Make the timeline these ids; nothing is read again where that is possible."""
 
-    def rows(self, ids: Ids) -> NDArray[np.float32]:
-        """float32 [n, n_vocab] of a fresh timeline."""
+    def rows(self, ids: Ids, first: int) -> NDArray[np.float32]:
+        """float32 [n - first, n_vocab] of the tokens from `first` on, of a fresh timeline."""
 
 
 def open_engine(subject: Subject, n_ctx: int) -> Engine:
@@ -69,9 +69,7 @@ class _Gemmule:
         self.isa = self._core.isa
 
     def _new_session(self) -> Any:
-        return self._core.session(
-            n_ctx=self.model.n_ctx, kv_type=self.model.plan.kv_type, snapshot_limit=0
-        )
+        return self._core.session(n_ctx=self.model.n_ctx, kv_type=self.model.plan.kv_type, snapshot_limit=0)
 
     def run(self, ids: Ids) -> int:
         self._session.append(ids)
@@ -86,15 +84,21 @@ class _Gemmule:
             self._session.rewind(0)
             return
         known = self._prefix
-        if known is None or known.n_tokens > len(ids) or not np.array_equal(known.tokens, ids[: known.n_tokens]):
+        if (
+            known is None
+            or known.n_tokens > len(ids)
+            or not np.array_equal(known.tokens, ids[: known.n_tokens])
+        ):
             known = self._new_session()
         if known.n_tokens < len(ids):
             known.append(ids[known.n_tokens :])
         self._prefix, self._session = known, known.fork()
 
-    def rows(self, ids: Ids) -> NDArray[np.float32]:
+    def rows(self, ids: Ids, first: int) -> NDArray[np.float32]:
         self._session.rewind(0)
-        return np.asarray(self._session.append_logits(ids))
+        if first:
+            self._session.append(ids[:first])
+        return np.asarray(self._session.append_logits(ids[first:]))
 
     def cache_bytes(self) -> int:
         """Of the keys and values now held, all of which one more token reads (a window at most)."""
@@ -128,9 +132,9 @@ class _LlamaCpp:
         if len(ids):
             self.run(ids)
 
-    def rows(self, ids: Ids) -> NDArray[np.float32]:
+    def rows(self, ids: Ids, first: int) -> NDArray[np.float32]:
         self._engine.clear()
-        return self._engine.append(ids, all_logits=True)
+        return self._engine.append(ids, all_logits=True)[first:]
 
 
 def _physical_cores() -> int:

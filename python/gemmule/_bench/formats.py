@@ -73,15 +73,15 @@ def of_kind(rows: Iterable[Row], kind: str) -> list[Row]:
 
 
 def check_comparable(rows: Sequence[Row]) -> None:
-    """Refuses quality rows of different texts, references or windows, and speed rows of different machines."""
+    """Refuses quality rows of different texts, references or windows, and speed rows of two machines."""
     for kind, keys in (("quality", _QUALITY_KEYS), ("speed", ("cpu_info",))):
         for key in keys:
             values = {row[key] for row in of_kind(rows, kind) if key in row}
             if len(values) > 1:
                 shown = ", ".join(str(value)[:40] for value in sorted(values, key=str))
                 raise FormatError(
-                    f"these {kind} rows cannot stand in one table, as their {key.removeprefix('gm_')} differs "
-                    f"({shown}); measure them together"
+                    f"these {kind} rows cannot stand in one table, as their {key.removeprefix('gm_')} "
+                    f"differs ({shown}); measure them together"
                 )
 
 
@@ -126,9 +126,7 @@ def table(columns: Sequence[str], lines: Sequence[Sequence[str]], left: set[str]
         )
         return f"| {' | '.join(padded)} |"
 
-    rule = (
-        "-" * w if name in left else "-" * (w - 1) + ":" for w, name in zip(widths, columns, strict=True)
-    )
+    rule = ("-" * w if name in left else "-" * (w - 1) + ":" for w, name in zip(widths, columns, strict=True))
     return "\n".join([row(columns), f"| {' | '.join(rule)} |", *map(row, lines)]) + "\n"
 
 

@@ -42,7 +42,13 @@ def measure_memory(
                 progress(f"memory of {path}, context {n_ctx}, cache {kv_type}")
                 found = call(
                     "memory",
-                    {"path": path, "n_ctx": n_ctx, "kv_type": kv_type, "packed": packed, "n_threads": n_threads},
+                    {
+                        "path": path,
+                        "n_ctx": n_ctx,
+                        "kv_type": kv_type,
+                        "packed": packed,
+                        "n_threads": n_threads,
+                    },
                 )
                 base = head(path, facts, n_threads=found.pop("n_threads"), kv_type=kv_type)
                 rows.append({
@@ -106,13 +112,25 @@ def _peak() -> int:
 
 def memory_markdown(rows: Sequence[Row]) -> str:
     """A line for every row."""
-    columns = ["model", "context", "cache", "file", "KV planned", "KV held", "planned", "peak", "error", "unique"]
+    columns = [
+        "model",
+        "context",
+        "cache",
+        "file",
+        "KV planned",
+        "KV held",
+        "planned",
+        "peak",
+        "error",
+        "unique",
+    ]
     lines = []
     for row in of_kind(rows, "memory"):
         error = (row["gm_planned"] + row["gm_before"]) / (row["gm_peak_rss"] + row["gm_before"]) - 1
         sizes = ("file", "planned_kv", "kv_bytes", "planned", "peak_rss")
         lines.append([
             row["model_type"], str(row["gm_n_ctx"]), str(row["type_k"]),
-            *(format_bytes(row[f"gm_{name}"]) for name in sizes), f"{error:+.1%}", format_bytes(row["gm_uss"]),
+            *(format_bytes(row[f"gm_{name}"]) for name in sizes),
+            f"{error:+.1%}", format_bytes(row["gm_uss"]),
         ])  # fmt: skip
     return table(columns, lines) if lines else ""

@@ -27,7 +27,9 @@ class Roofline:
 
     def best(self, prefix: str, threads: int) -> float:
         """The largest value of the results of a kind; 0 where there is none for that many threads."""
-        values = (r["value"] for r in self.results if r["name"].startswith(prefix) and r["threads"] == threads)
+        values = (
+            r["value"] for r in self.results if r["name"].startswith(prefix) and r["threads"] == threads
+        )
         return max(values, default=0.0)
 
     def bandwidth(self, threads: int) -> float:
@@ -47,10 +49,10 @@ class Roofline:
     def text(self) -> str:
         """For people."""
         rows = (
-            f"{r['name']:<30} {r['threads']:>3} threads {r['value']:>9.2f} {r['unit']:<7} {r['note']}".rstrip()
+            f"{r['name']:<30} {r['threads']:>3} threads {r['value']:>9.2f} {r['unit']:<7} {r['note']}"
             for r in self.results
         )
-        return "".join(f"{row}\n" for row in rows)
+        return "".join(f"{row.rstrip()}\n" for row in rows)
 
     def lines(self) -> str:
         """JSON lines."""

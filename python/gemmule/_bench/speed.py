@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from gemmule._bench import machine
 from gemmule._bench.child import call
-from gemmule._bench.engine import Subject, open_engine
+from gemmule._bench.engine import Engine, Ids, Subject, open_engine
 from gemmule._bench.record import Row, file_digest, head, timed
 from gemmule._bench.roofline import Roofline
 from gemmule._bench.work import Work
@@ -25,6 +26,7 @@ __all__ = ["SpeedPlan", "child", "measure_speed"]
 
 _MAX_OTHERS = 0.05  # of the machine during a round, else it is made again
 _TRIES = 3
+_MEDIA = 1280  # tokens of half a minute of sound with its question
 _FIRST = 16  # tokens of the prompt with which loading is timed
 
 
@@ -44,7 +46,7 @@ class SpeedPlan:
     def n_ctx(self) -> int:
         """The context that all tests fit in."""
         longest = max((*self.n_prompt, *self.n_gen, *self.steps, _FIRST))
-        return max((*self.n_depth, 0)) + max(longest, 512) + 8
+        return max((*self.n_depth, 0)) + max(longest, _MEDIA if self.first else 0, 512) + 8
 
 
 @dataclass(slots=True)
@@ -139,7 +141,8 @@ def _finished(base: Row, tests: list[_Series], work: Work, roofline: Roofline | 
 def child(request: dict[str, Any]) -> dict[str, Any]:
     """One round of one subject, in this process."""
     subject = Subject(**request["subject"])
-    plan = SpeedPlan(**{k: tuple(v) if isinstance(v, list) else v for k, v in request["plan"].items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request["plan"].items()}
+    plan = SpeedPlan(**fields)
     start = time.perf_counter()
     engine = open_engine(subject, plan.n_ctx)
     rng = np.random.default_rng(11)
@@ -152,16 +155,16 @@ def child(request: dict[str, Any]) -> dict[str, Any]:
     for depth in sorted(plan.n_depth):
         for n in plan.n_prompt:
             engine.start(ids[:depth])
-            tests.append(_timed(lambda n=n: engine.run(ids[depth : depth + n]), n_prompt=n, n_depth=depth))  # type: ignore[misc]
+            tests.append(_timed(engine.run, ids[depth : depth + n], n_prompt=n, n_depth=depth))
         for n in plan.n_gen:
             engine.start(ids[:depth])
-            test = _timed(lambda n=n: _single_tokens(engine, ids[depth : depth + n]), n_gen=n, n_depth=depth)  # type: ignore[misc]
+            test = _timed(partial(_single_tokens, engine), ids[depth : depth + n], n_gen=n, n_depth=depth)
             tests.append(test | ({"cache_bytes": ours.cache_bytes()} if ours else {}))
     if ours is not None:
         for n in plan.steps:
             engine.start(ids[:0])
             ours.step_all(ids[:n])
-            tests.append(_timed(lambda n=n: ours.step_all(ids[n : 2 * n]), n_prompt=n, step=n, test=f"step of {n}"))  # type: ignore[misc]
+            tests.append(_timed(ours.step_all, ids[n : 2 * n], n_prompt=n, step=n, test=f"step of {n}"))
         if plan.first:
             from gemmule._bench.first_token import first_token_tests
 
@@ -173,14 +176,14 @@ def child(request: dict[str, Any]) -> dict[str, Any]:
     return {"tests": tests, "isa": engine.isa, "n_threads": engine.n_threads}
 
 
-def _single_tokens(engine: Any, ids: Any) -> None:
+def _single_tokens(engine: Engine, ids: Ids) -> None:
     for i in range(len(ids)):
         engine.run(ids[i : i + 1])
 
 
-def _timed(work: Callable[[], Any], **fields: Any) -> dict[str, Any]:
+def _timed(work: Callable[[Ids], Any], ids: Ids, **fields: Any) -> dict[str, Any]:
     start = time.perf_counter()
-    work()
+    work(ids)
     return _test(time.perf_counter() - start, **fields)
 
 

@@ -17,20 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["all_command", "memory_command", "quality_command", "roofline_command", "speed_command"]
 
 
-class _Numbers(click.ParamType):
+def _numbers(value: str) -> tuple[int, ...]:
     """`512` or `512,4096`."""
-
-    name = "N,N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).split(",")
-        if not all(part.strip().isascii() and part.strip().isdigit() for part in parts):
-            self.fail(f"{value!r} must be whole numbers with commas between them", param, ctx)
-        return tuple(int(part) for part in parts)
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise click.BadParameter(f"{value!r} must be whole numbers with commas between them")
+    return tuple(int(part) for part in parts)
 
 
+_TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FORMATS = {"md": "a table", "jsonl": "rows of JSON", "csv": "columns"}
 
 
@@ -42,7 +37,7 @@ def _form_options(command: Command) -> Command:
     for option in (
         click.option("--format", "form", type=click.Choice(list(_FORMATS)), default="md", show_default=True,
                      help="What is printed."),
-        click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the rows of JSON here too."),
+        click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write rows of JSON here."),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -69,14 +64,14 @@ def _speed_options(command: Command) -> Command:
         _force_option,
         click.option("--library", default="", metavar="PATH",
                      help="libllama.so, or llama-bench, of the peer.  [xllamacpp]"),
-        click.option("--peer", type=click.Choice(["llama.cpp"]), help="Measure this engine on the same files too."),
+        click.option("--peer", type=click.Choice(["llama.cpp"]), help="Measure this engine too."),
         click.option("--first/--no-first", default=True, help="Time to a first token: text, picture, sound."),
-        click.option("--steps", type=_Numbers(), metavar="T,T", default=(), help="Also steps of T tokens: V(T)."),
+        click.option("--steps", type=_numbers, metavar="T,T", default=None, help="Also steps of T tokens."),
         click.option("-r", "--rounds", type=click.IntRange(1, 1000), default=5, show_default=True,
                      help="Processes for each file; files take turns."),
-        click.option("-d", "--depth", type=_Numbers(), default=(0,), help="Tokens already in the context.  [0]"),
-        click.option("-n", "--gen", type=_Numbers(), default=(128,), help="Single tokens.  [128]"),
-        click.option("-p", "--prompt", type=_Numbers(), default=(512,), help="Lengths of prompts.  [512]"),
+        click.option("-d", "--depth", type=_numbers, default="0", show_default=True, metavar="N,N", help="Tokens before them."),
+        click.option("-n", "--gen", type=_numbers, default="128", show_default=True, metavar="N,N", help="Single tokens."),
+        click.option("-p", "--prompt", type=_numbers, default="512", show_default=True, metavar="N,N", help="Lengths of prompts."),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -88,7 +83,11 @@ def subjects_of(files: Sequence[str], options: dict[str, Any]) -> "list[Subject]
 
     made = []
     for file in files:
-        shared = {"path": str(find_model(file)), "n_threads": options["threads"] or 0, "kv_type": options["kv"]}
+        shared = {
+            "path": str(find_model(file)),
+            "n_threads": options["threads"] or 0,
+            "kv_type": options["kv"],
+        }
         made.append(Subject(**shared, packed=options["packed"], isa=options["isa"]))
         if options.get("peer") and not _is_llama_bench(options):
             made.append(Subject(**shared, engine=options["peer"], library=options["library"]))
@@ -113,7 +112,7 @@ def measured_speed(files: Sequence[str], options: dict[str, Any]) -> "list[Row]"
     from gemmule._bench.speed import SpeedPlan, measure_speed
 
     plan = SpeedPlan(
-        options["prompt"], options["gen"], options["depth"], options["steps"], options["first"],
+        options["prompt"], options["gen"], options["depth"], options["steps"] or (), options["first"],
         rounds=options["rounds"],
     )  # fmt: skip
     rows = measure_speed(
@@ -173,11 +172,31 @@ def speed_command(files: tuple[str, ...], form: str, output: Path | None, **opti
 
 @click.command("memory")
 @_files
-@click.option("-c", "--ctx", type=_Numbers(), default=(512, 4096), help="Contexts to fill.  [512,4096]")
-@click.option("--kv", "kvs", multiple=True, default=("f16",), metavar="TYPE", show_default=True,
-              help="Number format of the KV cache (repeatable).")
-@click.option("--packed", type=click.Choice(["auto", "yes", "no"]), default="auto", show_default=True,
-              help="Whether weights are brought into the kernels' own order.")
+@click.option(
+    "-c",
+    "--ctx",
+    type=_numbers,
+    default="512,4096",
+    show_default=True,
+    metavar="N,N",
+    help="Contexts to fill.",
+)
+@click.option(
+    "--kv",
+    "kvs",
+    multiple=True,
+    default=("f16",),
+    metavar="TYPE",
+    show_default=True,
+    help="Number format of the KV cache (repeatable).",
+)
+@click.option(
+    "--packed",
+    type=click.Choice(["auto", "yes", "no"]),
+    default="auto",
+    show_default=True,
+    help="Whether weights are brought into the kernels' own order.",
+)
 @threads_option
 @_form_options
 @verbosity_options
@@ -191,21 +210,19 @@ def memory_command(
     if output is not None:
         check_output(output)
     paths = [str(find_model(file)) for file in files]
-    rows = measure_memory(
-        paths, ctx, kvs, packed=packed, n_threads=threads or 0, progress=progress_line()
-    )
+    rows = measure_memory(paths, ctx, kvs, packed=packed, n_threads=threads or 0, progress=progress_line())
     show(rows, memory_markdown(rows), form, output)
 
 
 def _quality_options(command: Command) -> Command:
     for option in (
         click.option("--ask", type=click.IntRange(0), default=0, metavar="N",
-                     help="Also N questions of each kind on pictures, sounds and tools (the small demo model)."),
+                     help="Also N questions of each kind about pictures, sounds and tools (demo model)."),
         click.option("-w", "--windows", type=click.IntRange(1), default=8, show_default=True,
                      help="At most this many windows of each text."),
         click.option("-c", "--ctx", type=click.IntRange(16, 1 << 20), default=512, show_default=True,
                      help="Tokens of a window; its second half is scored."),
-        click.option("--text", "texts", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        click.option("--text", "texts", multiple=True, metavar="FILE", type=_TEXT,
                      help="A text file instead of the built-in texts (repeatable)."),
         click.option("--ref", metavar="FILE", help="The file to compare with, such as the BF16 one."),
     ):  # fmt: skip
@@ -233,8 +250,8 @@ def quality_command(files: tuple[str, ...], form: str, output: Path | None, **op
 
 def measured_quality(files: Sequence[str], options: dict[str, Any]) -> "list[Row]":
     """Quality rows, with the questions if they were asked for."""
-    from gemmule._bench.questions import ask_questions
     from gemmule._bench.quality import QualityPlan, measure_quality
+    from gemmule._bench.questions import ask_questions
     from gemmule._bench.texts import load_texts
 
     plan = QualityPlan(load_texts(options["texts"]), options["ctx"], options["windows"])
@@ -248,11 +265,30 @@ def measured_quality(files: Sequence[str], options: dict[str, Any]) -> "list[Row
 
 @click.command("all")
 @_files
-@click.option("-o", "--output", "folder", required=True, type=click.Path(file_okay=False, path_type=Path),
-              help="The folder of the report.")
-@click.option("--context", type=_Numbers(), default=(512, 4096), help="Contexts for the memory.  [512,4096]")
-@click.option("--quality-kv", "kvs", multiple=True, default=("f16", "q8_0"), show_default=True,
-              help="Number formats of the KV cache for the memory.")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder of the report.",
+)
+@click.option(
+    "--context",
+    type=_numbers,
+    default="512,4096",
+    show_default=True,
+    metavar="N,N",
+    help="Contexts for the memory.",
+)
+@click.option(
+    "--quality-kv",
+    "kvs",
+    multiple=True,
+    default=("f16", "q8_0"),
+    show_default=True,
+    help="Number formats of the KV cache for the memory.",
+)
 @_speed_options
 @_quality_options
 @_engine_options

@@ -14,14 +14,19 @@ _ROWS = click.Path(exists=True, path_type=Path)
 @click.command("compare")
 @click.argument("old", type=_ROWS)
 @click.argument("new", type=_ROWS)
-@click.option("--fail-if", "conditions", multiple=True, metavar="'tg>5%'",
-              help="Exit 7 if a figure is worse by more than this, beyond its error (repeatable): pp, tg, "
-              "first, load, memory, kl, ppl, top.")
+@click.option(
+    "--fail-if",
+    "conditions",
+    multiple=True,
+    metavar="'tg>5%'",
+    help="Exit 7 if a figure is worse by more than this, beyond its error (repeatable): pp, tg, "
+    "first, load, memory, kl, ppl, top.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Rows of JSON.")
 @verbosity_options
 def compare_command(old: Path, new: Path, conditions: tuple[str, ...], as_json: bool) -> None:  # fmt: skip
-    """What changed from the rows of OLD to those of NEW (files of JSON lines, or folders of reports). A change
-    within the errors of both is called indistinguishable.
+    """What changed from the rows of OLD to those of NEW: files of JSON lines, or folders of reports. A change
+    within its error is called indistinguishable.
     """
     from gemmule._bench.compare import Condition, compare_rows, comparison_markdown
     from gemmule._bench.formats import jsonl_text, read_rows
@@ -39,8 +44,13 @@ def compare_command(old: Path, new: Path, conditions: tuple[str, ...], as_json: 
 
 @click.command("plot")
 @click.argument("rows", nargs=-1, required=True, type=_ROWS)
-@click.option("-o", "--output", "folder", type=click.Path(file_okay=False, path_type=Path),
-              help="The folder for the pictures.  [beside the rows]")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder for the pictures.  [beside the rows]",
+)
 @click.option("--png", is_flag=True, help="PNG besides SVG.")
 @click.option("--term", is_flag=True, help="Draw in the terminal instead.")
 @verbosity_options
