@@ -69,9 +69,12 @@ def _speed_options(command: Command) -> Command:
         click.option("--steps", type=_numbers, metavar="T,T", default=None, help="Also steps of T tokens."),
         click.option("-r", "--rounds", type=click.IntRange(1, 1000), default=5, show_default=True,
                      help="Processes for each file; files take turns."),
-        click.option("-d", "--depth", type=_numbers, default="0", show_default=True, metavar="N,N", help="Tokens before them."),
-        click.option("-n", "--gen", type=_numbers, default="128", show_default=True, metavar="N,N", help="Single tokens."),
-        click.option("-p", "--prompt", type=_numbers, default="512", show_default=True, metavar="N,N", help="Lengths of prompts."),
+        click.option("-d", "--depth", type=_numbers, default="0", show_default=True, metavar="N,N",
+                     help="Tokens before them."),
+        click.option("-n", "--gen", type=_numbers, default="128", show_default=True, metavar="N,N",
+                     help="Single tokens."),
+        click.option("-p", "--prompt", type=_numbers, default="512", show_default=True, metavar="N,N",
+                     help="Lengths of prompts."),
     ):  # fmt: skip
         command = option(command)
     return command
