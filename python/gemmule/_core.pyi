@@ -26,6 +26,7 @@ __all__: list[str] = [
     "build_info",
     "cpu_info",
     "dequantize",
+    "measure_roofline",
     "memory_plan",
     "pack_rows",
     "quantize",
@@ -387,6 +388,11 @@ def cpu_info() -> dict[str, typing.Any]:
 
 def dequantize(data: numpy.typing.NDArray[numpy.uint8], type: str) -> numpy.typing.NDArray[numpy.float32]:
     """uint8 blocks of a tensor type -> float32, one dimension."""
+
+def measure_roofline(
+    n_threads: typing.SupportsInt | typing.SupportsIndex = 0, path: str = ""
+) -> list[typing.Any]:
+    """What this machine can do: clock, read bandwidth, arithmetic peaks, the cost of a barrier."""
 
 def memory_plan(
     file: GgufFile,

@@ -16,6 +16,7 @@ namespace gemmule {
 
 namespace {
 
+using bench::kReadWays;
 using bench::Pages;
 using bench::PageSize;
 using bench::Peak;

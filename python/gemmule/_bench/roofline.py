@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemmule._bench.machine import describe
+from gemmule._bench.machine import describe, refuse_if_busy
 from gemmule._bench.record import build_id
 from gemmule._cache import atomic_write, cache_dir
 
@@ -65,9 +65,12 @@ def kept_roofline() -> Roofline | None:
     return Roofline.load(path) if path.is_file() else None
 
 
-def measure_roofline(n_threads: int = 0) -> Roofline:
-    """Some seconds of all cores; the result is kept."""
+def measure_roofline(n_threads: int = 0, *, force: bool = False) -> Roofline:
+    """Some seconds of all cores; the result is kept. Throws BusyMachineError."""
     from gemmule import _core
+
+    if not force:
+        refuse_if_busy()
 
     found = Roofline(tuple(_core.measure_roofline(n_threads)))
     with atomic_write(_place()) as out:

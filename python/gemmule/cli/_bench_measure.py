@@ -140,16 +140,17 @@ def show(rows: "list[Row]", markdown: str, form: str, output: Path | None) -> No
 @click.command("roofline")
 @click.option("--again", is_flag=True, help="Measure even if this machine has been measured.")
 @click.option("--json", "as_json", is_flag=True, help="Rows of JSON.")
+@_force_option
 @threads_option
 @verbosity_options
-def roofline_command(again: bool, as_json: bool, threads: int | None) -> None:
+def roofline_command(again: bool, as_json: bool, force: bool, threads: int | None) -> None:
     """What this machine can do: clock, read bandwidth, arithmetic peaks, the cost of a barrier. Kept, and the
     denominator of the efficiencies of `bench speed`.
     """
     from gemmule._bench.roofline import kept_roofline, measure_roofline
 
     found = None if again or threads else kept_roofline()
-    found = found or measure_roofline(threads or 0)
+    found = found or measure_roofline(threads or 0, force=force)
     click.echo(found.lines() if as_json else found.text(), nl=False)
 
 
@@ -307,7 +308,7 @@ def all_command(
 
     need_matplotlib()
     if kept_roofline() is None:
-        measure_roofline()
+        measure_roofline(force=options["force"])
     rows = measured_speed(files, options)
     rows += measure_memory(
         [str(find_model(file)) for file in files], context, kvs,
