@@ -118,29 +118,14 @@ def test_the_texts_are_six_categories() -> None:
 
 def test_everything_in_one_command(tiny_gemma4_path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "report"
-    options = [
-        "-p",
-        32,
-        "-n",
-        4,
-        "-r",
-        2,
-        "--threads",
-        1,
-        "--context",
-        "64,128",
-        "-c",
-        64,
-        "-w",
-        1,
-        "--force",
-    ]
+    options = ["-p", 32, "-n", 4, "-r", 2, "--threads", 1, "--no-first", "--force"]
+    options += ["--context", 64, "--memory-kv", "q8_0", "-c", 64, "-w", 1]
     done = command("bench", "all", tiny_gemma4_path, "--ref", tiny_gemma4_path, "-o", folder, *options)
     assert done.returncode == 0, done.stderr
     names = {Path(line).name for line in done.stdout.splitlines()}
     assert {"speed.jsonl", "memory.jsonl", "quality.jsonl", "report.md", "report.html", "speed.svg"} <= names
     memory = [json.loads(line) for line in (folder / "memory.jsonl").read_text().splitlines()]
-    assert [row["gm_n_ctx"] for row in memory] == [64, 64, 128, 128]
+    assert [(row["gm_n_ctx"], row["type_k"]) for row in memory] == [(64, "q8_0")]
     assert all(row["gm_kv_bytes"] == row["gm_planned_kv"] for row in memory)
     same = command("bench", "compare", folder, folder, "--fail-if", "tg>5%", "--fail-if", "kl>1%")
     assert same.returncode == 0, same.stderr

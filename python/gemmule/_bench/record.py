@@ -45,7 +45,7 @@ def file_digest(path: str) -> str:
 
 
 def head(path: str, machine: Row, *, n_threads: int, kv_type: str, digest: str = "") -> Row:
-    """What all rows of one file share."""
+    """What all rows of one file share. n_threads 0: all physical cores."""
     from gemmule import __version__, inspect
 
     info = inspect(path)
@@ -58,7 +58,7 @@ def head(path: str, machine: Row, *, n_threads: int, kv_type: str, digest: str =
         "model_type": name + (" packed" if info.layout != "gguf" else ""),
         "model_size": info.file_size,
         "model_n_params": info.n_params,
-        "n_threads": n_threads,
+        "n_threads": n_threads or machine["gm_cores"],
         "type_k": kv_type,
         "type_v": kv_type,
         "gm_engine": "gemmule",

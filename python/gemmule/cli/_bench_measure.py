@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemmule.cli._common import Command, find_model, settings, threads_option, verbosity_options
+from gemmule.cli._bench_options import (
+    bench_engine_options,
+    files_argument,
+    force_option,
+    form_options,
+    numbers,
+    quality_options,
+    speed_options,
+)
+from gemmule.cli._common import find_model, settings, threads_option, verbosity_options
 from gemmule.cli._output import check_output, write_output
 
 if TYPE_CHECKING:
@@ -15,69 +24,6 @@ if TYPE_CHECKING:
     from gemmule._bench.record import Row
 
 __all__ = ["all_command", "memory_command", "quality_command", "roofline_command", "speed_command"]
-
-
-def _numbers(value: str) -> tuple[int, ...]:
-    """`512` or `512,4096`."""
-    parts = [part.strip() for part in value.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise click.BadParameter(f"{value!r} must be whole numbers with commas between them")
-    return tuple(int(part) for part in parts)
-
-
-_TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
-_FORMATS = {"md": "a table", "jsonl": "rows of JSON", "csv": "columns"}
-
-
-def _files(command: Command) -> Command:
-    return click.argument("files", nargs=-1, required=True, metavar="FILE...")(command)
-
-
-def _form_options(command: Command) -> Command:
-    for option in (
-        click.option("--format", "form", type=click.Choice(list(_FORMATS)), default="md", show_default=True,
-                     help="What is printed."),
-        click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write rows of JSON here."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def _engine_options(command: Command) -> Command:
-    for option in (
-        click.option("--isa", default="", envvar="GEMMULE_CPU_ISA", help="Force an instruction-set level."),
-        click.option("--packed", type=click.Choice(["auto", "yes", "no"]), default="auto", show_default=True,
-                     help="Whether weights are brought into the kernels' own order."),
-        click.option("--kv", metavar="TYPE", default="f16", show_default=True,
-                     help="Number format of the KV cache."),
-        threads_option,
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-_force_option = click.option("--force", is_flag=True, help="Measure even while others use the machine.")
-
-
-def _speed_options(command: Command) -> Command:
-    for option in (
-        _force_option,
-        click.option("--library", default="", metavar="PATH",
-                     help="libllama.so, or llama-bench, of the peer.  [xllamacpp]"),
-        click.option("--peer", type=click.Choice(["llama.cpp"]), help="Measure this engine too."),
-        click.option("--first/--no-first", default=True, help="Time to a first token: text, picture, sound."),
-        click.option("--steps", type=_numbers, metavar="T,T", default=None, help="Also steps of T tokens."),
-        click.option("-r", "--rounds", type=click.IntRange(1, 1000), default=5, show_default=True,
-                     help="Processes for each file; files take turns."),
-        click.option("-d", "--depth", type=_numbers, default="0", show_default=True, metavar="N,N",
-                     help="Tokens before them."),
-        click.option("-n", "--gen", type=_numbers, default="128", show_default=True, metavar="N,N",
-                     help="Single tokens."),
-        click.option("-p", "--prompt", type=_numbers, default="512", show_default=True, metavar="N,N",
-                     help="Lengths of prompts."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
 
 
 def subjects_of(files: Sequence[str], options: dict[str, Any]) -> "list[Subject]":
@@ -140,7 +86,7 @@ def show(rows: "list[Row]", markdown: str, form: str, output: Path | None) -> No
 @click.command("roofline")
 @click.option("--again", is_flag=True, help="Measure even if this machine has been measured.")
 @click.option("--json", "as_json", is_flag=True, help="Rows of JSON.")
-@_force_option
+@force_option
 @threads_option
 @verbosity_options
 def roofline_command(again: bool, as_json: bool, force: bool, threads: int | None) -> None:
@@ -155,10 +101,10 @@ def roofline_command(again: bool, as_json: bool, force: bool, threads: int | Non
 
 
 @click.command("speed")
-@_files
-@_speed_options
-@_engine_options
-@_form_options
+@files_argument
+@speed_options
+@bench_engine_options
+@form_options
 @verbosity_options
 def speed_command(files: tuple[str, ...], form: str, output: Path | None, **options: Any) -> None:
     """Prompts and single tokens, at several depths, and the time to a first token.
@@ -175,11 +121,11 @@ def speed_command(files: tuple[str, ...], form: str, output: Path | None, **opti
 
 
 @click.command("memory")
-@_files
+@files_argument
 @click.option(
     "-c",
     "--ctx",
-    type=_numbers,
+    type=numbers,
     default="512,4096",
     show_default=True,
     metavar="N,N",
@@ -202,7 +148,7 @@ def speed_command(files: tuple[str, ...], form: str, output: Path | None, **opti
     help="Whether weights are brought into the kernels' own order.",
 )
 @threads_option
-@_form_options
+@form_options
 @verbosity_options
 def memory_command(
     files: tuple[str, ...], ctx: tuple[int, ...], kvs: tuple[str, ...], packed: str, threads: int | None,
@@ -218,27 +164,11 @@ def memory_command(
     show(rows, memory_markdown(rows), form, output)
 
 
-def _quality_options(command: Command) -> Command:
-    for option in (
-        click.option("--ask", type=click.IntRange(0), default=0, metavar="N",
-                     help="Also N questions of each kind about pictures, sounds and tools (demo model)."),
-        click.option("-w", "--windows", type=click.IntRange(1), default=8, show_default=True,
-                     help="At most this many windows of each text."),
-        click.option("-c", "--ctx", type=click.IntRange(16, 1 << 20), default=512, show_default=True,
-                     help="Tokens of a window; its second half is scored."),
-        click.option("--text", "texts", multiple=True, metavar="FILE", type=_TEXT,
-                     help="A text file instead of the built-in texts (repeatable)."),
-        click.option("--ref", metavar="FILE", help="The file to compare with, such as the BF16 one."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
 @click.command("quality")
-@_files
-@_quality_options
-@_engine_options
-@_form_options
+@files_argument
+@quality_options
+@bench_engine_options
+@form_options
 @verbosity_options
 def quality_command(files: tuple[str, ...], form: str, output: Path | None, **options: Any) -> None:
     """Perplexity, and how far the predictions are from those of a reference file: KL divergence, same top
@@ -268,7 +198,7 @@ def measured_quality(files: Sequence[str], options: dict[str, Any]) -> "list[Row
 
 
 @click.command("all")
-@_files
+@files_argument
 @click.option(
     "-o",
     "--output",
@@ -279,23 +209,23 @@ def measured_quality(files: Sequence[str], options: dict[str, Any]) -> "list[Row
 )
 @click.option(
     "--context",
-    type=_numbers,
+    type=numbers,
     default="512,4096",
     show_default=True,
     metavar="N,N",
     help="Contexts for the memory.",
 )
 @click.option(
-    "--quality-kv",
+    "--memory-kv",
     "kvs",
     multiple=True,
     default=("f16", "q8_0"),
     show_default=True,
     help="Number formats of the KV cache for the memory.",
 )
-@_speed_options
-@_quality_options
-@_engine_options
+@speed_options
+@quality_options
+@bench_engine_options
 @verbosity_options
 def all_command(
     files: tuple[str, ...], folder: Path, context: tuple[int, ...], kvs: tuple[str, ...], **options: Any
