@@ -31,6 +31,7 @@ __all__: list[str] = [
     "cpu_info",
     "dequantize",
     "image_memory",
+    "measure_roofline",
     "memory_plan",
     "pack_rows",
     "quantize",
@@ -479,6 +480,11 @@ def image_memory(
     n_ubatch: typing.SupportsInt | typing.SupportsIndex = 256,
 ) -> int:
     """Bytes that an image of n_rows tokens needs beside steps of text."""
+
+def measure_roofline(
+    n_threads: typing.SupportsInt | typing.SupportsIndex = 0, path: str = ""
+) -> list[typing.Any]:
+    """What this machine can do: clock, read bandwidth, arithmetic peaks, the cost of a barrier."""
 
 def memory_plan(
     file: GgufFile,

@@ -37,7 +37,7 @@ AUTO_SNAPSHOTS = -1  # as the core takes it
 
 _STEP = 256  # contexts are compared in these steps: global layers keep whole chunks of so many positions
 _SPARE = 10  # one part in so many stays free when the context is chosen
-_CODE = 16 << 20  # of the package and its libraries, as measured with benchmarks/engine/memory.py
+_CODE = 16 << 20  # of the package and its libraries, as `gemmule bench memory` measures them
 _PER_TOKEN = 120  # bytes of the vocabulary's tables, measured
 _PER_TOKEN_SPM = 72  # of a vocabulary with scores (tokenizer.ggml.model is "llama")
 
