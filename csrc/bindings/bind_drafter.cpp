@@ -14,10 +14,10 @@ namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;
 
-std::unique_ptr<LoadedDrafter> load_drafter(std::shared_ptr<LoadedModel> model,
+std::shared_ptr<LoadedDrafter> load_drafter(std::shared_ptr<LoadedModel> model,
                                             std::shared_ptr<GgufFile> file, int64_t draft_vocab) {
   const py::gil_scoped_release nogil;
-  return std::make_unique<LoadedDrafter>(std::move(model), std::move(file), draft_vocab);
+  return std::make_shared<LoadedDrafter>(std::move(model), std::move(file), draft_vocab);
 }
 
 py::tuple step(LoadedDrafter& self, LockedSession& session, int32_t token, const Floats& hidden, int64_t pos,
@@ -48,7 +48,8 @@ py::tuple step(LoadedDrafter& self, LockedSession& session, int32_t token, const
 }  // namespace
 
 void bind_drafter(py::module_& m) {
-  py::class_<LoadedDrafter>(m, "Drafter", "Guesses the tokens that a model will choose.")
+  py::class_<LoadedDrafter, std::shared_ptr<LoadedDrafter>>(m, "Drafter",
+                                                            "Guesses the tokens that a model will choose.")
       .def(py::init(&load_drafter), py::arg("model").none(false), py::arg("file").none(false), py::kw_only(),
            py::arg("draft_vocab") = 0)
       .def_property_readonly("weight_bytes", &LoadedDrafter::weight_bytes)

@@ -8,11 +8,11 @@
 #include <cmath>
 #include <limits>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <tuple>
 
 #include "bindings/gil.h"
+#include "bindings/locked_sampler.h"
 #include "bindings/locked_session.h"
 #include "bindings/module.h"
 #include "core/error.h"
@@ -268,12 +268,6 @@ Floats logits(LockedSession& self, const StopToken* stop) {
   });
   return out;
 }
-
-// A sampler has scratch of its own, so two threads that share one take turns.
-struct LockedSampler {
-  Sampler sampler;
-  std::mutex mutex;
-};
 
 py::tuple sample(LockedSession& self, LockedSampler& sampler, int64_t n_prompt,
                  const std::optional<Mask>& mask, const StopToken* stop) {

@@ -10,7 +10,9 @@ import numpy.typing
 import typing_extensions
 
 __all__: list[str] = [
+    "DraftTable",
     "Drafter",
+    "Drafting",
     "Encoder",
     "GgufFile",
     "ImportanceCollector",
@@ -28,6 +30,8 @@ __all__: list[str] = [
     "check_drafter",
     "cpu_info",
     "dequantize",
+    "image_memory",
+    "measure_roofline",
     "memory_plan",
     "pack_rows",
     "quantize",
@@ -350,6 +354,60 @@ class Drafter:
     @property
     def weight_bytes(self) -> int: ...
 
+class DraftTable:
+    """What a model's requests have learnt about drafting: times of passes, chances."""
+
+    def __init__(self) -> None: ...
+    def pass_times(self) -> dict[int, float]:
+        """Seconds of a pass by its rows, of those that were run."""
+
+    @property
+    def n_passes(self) -> int: ...
+    @property
+    def numbers(self) -> list[float]: ...
+    @numbers.setter
+    def numbers(
+        self, arg1: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]
+    ) -> None: ...
+
+class Drafting:
+    """The drafts of one request."""
+
+    def __init__(
+        self,
+        table: DraftTable,
+        sampler: Sampler,
+        *,
+        n_prompt: typing.SupportsInt | typing.SupportsIndex = 0,
+        ends: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = ...,
+        drafter: Drafter | None = None,
+        lookup: bool = True,
+        length: typing.SupportsInt | typing.SupportsIndex = 0,
+        script: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = ...,
+        accept: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        seed: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None:
+        """length: how many tokens to draft; 0: as many as pay. script, for measuring: the tokens by position, of which each is drafted rightly with the chance `accept`."""
+
+    def append(
+        self,
+        session: Session,
+        token: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        most: typing.SupportsInt | typing.SupportsIndex,
+        stop: StopToken | None = None,
+    ) -> None:
+        """Run one token in a session, and in the same pass up to `most` that are expected behind it."""
+
+    @property
+    def by_place(self) -> list[tuple[int, int]]:
+        """(times the draft at that place of a round was reached, times it was right)."""
+
+    @property
+    def n_accepted(self) -> int: ...
+    @property
+    def n_drafted(self) -> int: ...
+
 class Encoder:
     """Encodes rows of numbers into a tensor type on its own threads."""
 
@@ -412,6 +470,21 @@ def cpu_info() -> dict[str, typing.Any]:
 
 def dequantize(data: numpy.typing.NDArray[numpy.uint8], type: str) -> numpy.typing.NDArray[numpy.float32]:
     """uint8 blocks of a tensor type -> float32, one dimension."""
+
+def image_memory(
+    file: GgufFile,
+    n_rows: typing.SupportsInt | typing.SupportsIndex,
+    *,
+    n_ctx: typing.SupportsInt | typing.SupportsIndex,
+    kv_type: str = "f16",
+    n_ubatch: typing.SupportsInt | typing.SupportsIndex = 256,
+) -> int:
+    """Bytes that an image of n_rows tokens needs beside steps of text."""
+
+def measure_roofline(
+    n_threads: typing.SupportsInt | typing.SupportsIndex = 0, path: str = ""
+) -> list[typing.Any]:
+    """What this machine can do: clock, read bandwidth, arithmetic peaks, the cost of a barrier."""
 
 def memory_plan(
     file: GgufFile,

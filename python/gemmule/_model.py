@@ -16,6 +16,7 @@ from gemmule import _core
 from gemmule._cancel import cancelled_by
 from gemmule._checks import MAX_CONTEXT, MAX_THREADS, byte_size, kv_format, path_text, whole
 from gemmule._drafter import DrafterChoice, drafter_of
+from gemmule._drafting import Drafts
 from gemmule._errors import Cancelled, DeviceError, Error
 from gemmule._inspect import info_of
 from gemmule._media.embedder import MediaFrontEnd, open_mmproj
@@ -104,9 +105,9 @@ class Model:
         core = _core.Model(file, n_threads=wanted or 0, isa=chosen_isa, packing=packing)
         self._tokenizer = Tokenizer(file)
         self._media = MediaFrontEnd(file.path, embedders, self._tokenizer)
-        self._drafter = None if draft_file is None else _core.Drafter(core, draft_file)
         self._suppress = list(core.suppress_tokens)
         self._isa, self._n_threads = core.isa, core.n_threads
+        self._drafts = Drafts(core, None if draft_file is None else _core.Drafter(core, draft_file))
         self._core = core
 
     # -- facts ---------------------------------------------------------------------------------------------
@@ -227,6 +228,9 @@ class Model:
         stop: a string or several, at which the answer ends.
         logprobs: n adds each token's log-probability and the n likeliest alternatives.
         schema, regex, choices, grammar: at most one; what the answer must look like (see `chat`).
+        draft: "auto" runs tokens ahead that are expected, where that is faster, which never changes the
+        answer: those that the model's drafter expects, or that followed the same words before. "mtp" and
+        "lookup" use one of the two, a number drafts so many each time, False none.
         image_tokens: 70, 140, 280, 560 or 1120, the detail at which images are seen.
         truncation: "error" refuses a prompt that does not fit; "oldest" leaves out its beginning, "middle"
         its middle, and says so in `reply.warnings` and `reply.usage.dropped_tokens`. In `chat` these leave
@@ -387,7 +391,8 @@ class Model:
     def close(self) -> None:
         """Frees the weights. Calling it again does nothing; later use of the model raises Error."""
         with self._lock:
-            self._core = self._drafter = None
+            self._core = None
+            self._drafts.close()
 
     def __enter__(self) -> "Model":
         return self
@@ -415,17 +420,26 @@ class Model:
         self._context(n, n, self._plan.kv_type)
         return rows, self._engine().session(n_ctx=n, kv_type=self._plan.kv_type, snapshot_limit=0)
 
-    def _context(self, wanted: int, least: int, kv_type: str) -> int:
-        """The context of a new session: `wanted`, or as much as fits, but at least `least`."""
+    def _context(self, wanted: int, least: int, kv_type: str, spare: int = 0) -> int:
+        """The context of a new session: `wanted`, or as much as fits beside `spare` bytes, but `least`."""
+        left = self._left()
+        return self._room.context(wanted, least, kv_type, None if left is None else left - spare)
+
+    def _left(self) -> int | None:
         others = [session._kv_bytes() for session in list(self._sessions)]
-        left = self._room.left(self._engine().packed_bytes, others)
-        return self._room.context(wanted, least, kv_type, left)
+        return self._room.left(self._engine().packed_bytes, others)
 
     def _new_session(
-        self, wanted: int, least: int, kv_type: str, snapshot_limit: int, system: str | None = None
+        self,
+        wanted: int,
+        least: int,
+        kv_type: str,
+        snapshot_limit: int,
+        system: str | None = None,
+        spare: int = 0,
     ) -> Session:
         with self._lock:
-            n_ctx = self._context(wanted, least, kv_type)
+            n_ctx = self._context(wanted, least, kv_type, spare)
             core = self._engine().session(n_ctx=n_ctx, kv_type=kv_type, snapshot_limit=snapshot_limit)
             return Session(self, core, kv_type=kv_type, system=system)
 
@@ -433,13 +447,8 @@ class Model:
         """The rows of a prompt; none of one that was cancelled while its media were decoded."""
         try:
             with cancelled_by(options.get("cancel")):
-                return build_prompt(
-                    self._tokenizer,
-                    self._media,
-                    prompt,
-                    add_bos=add_bos,
-                    image_tokens=options.get("image_tokens"),
-                )
+                n = options.get("image_tokens")
+                return build_prompt(self._tokenizer, self._media, prompt, add_bos=add_bos, image_tokens=n)
         except Cancelled:
             return EMPTY
 
@@ -460,7 +469,9 @@ class Model:
         if request.max_tokens is not None and not thinks:
             n_ctx = max(1, min(n_ctx, n_prompt + request.max_tokens))
         least = min(n_ctx, n_prompt + (_LEAST if request.max_tokens is None else request.max_tokens))
-        session = self._new_session(n_ctx, max(1, least), self._plan.kv_type, 0)
+        kv_type = self._plan.kv_type
+        spare = self._room.extra(request, self._tokenizer, n_ctx, kv_type)
+        session = self._new_session(n_ctx, max(1, least), kv_type, 0, spare=spare)
         running = session._start(request, owned=True)
         return running if stream else running.reply
 

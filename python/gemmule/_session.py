@@ -335,6 +335,10 @@ class Session:
         self, request: Request, *, owned: bool = False, on_end: Callable[[Reply], None] | None = None
     ) -> Stream:
         self._check_room(len(request.prompt))
+        model, room = self._model, self._model._room
+        extra = room.extra(request, model.tokenizer, self.n_ctx, self._kv_type)
+        if extra:
+            room.allow(request, extra, model._left())
         self._stream = Stream(self, request, owns_session=owned, on_end=on_end)
         return self._stream
 
@@ -369,6 +373,20 @@ class Session:
                     self._busy = False
             self._spans += [span.moved(self.n_tokens) for span in new.spans]
             self._timeline += new.tokens
+            self._n_pending = 0
+
+    def _follow(self, drafting: _core.Drafting | None, most: int, stop: _core.StopToken) -> None:
+        """Runs the token that was sampled last, and with it up to `most` that are expected behind it."""
+        with self._model._lock:
+            if drafting is None or self._n_pending != 1:
+                self._advance(None, stop, None)
+                return
+            self._idle()
+            self._busy = True
+            try:
+                drafting.append(self._engine(), self._timeline[-1], most=most, stop=stop)
+            finally:
+                self._busy = False
             self._n_pending = 0
 
     def _sample(

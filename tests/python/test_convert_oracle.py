@@ -23,6 +23,7 @@ import pytest
 
 import gemmule
 from gemmule import _core
+from gemmule._bench import llamacpp
 from project_modules import load_module
 
 pytestmark = pytest.mark.oracle
@@ -33,7 +34,6 @@ pytest.importorskip("xllamacpp")
 
 folders = load_module("tools", "tiny_folder")
 checkpoints = load_module("tools", "make_tiny_checkpoint")
-llamacpp = load_module("benchmarks/engine", "llamacpp")
 
 TEXT_VARIANTS = [name for name, variant in folders.VARIANTS.items() if not variant.is_drafter]
 N_LONG = 90  # far beyond the window of 16
