@@ -125,7 +125,7 @@ class Backend {
   // backend.
   virtual Tensor place(const Tensor& file_view) = 0;
   // Matrices of a mapped file that the backend may bring into an order of its own while it runs. Results stay
-  // the same to the bit. Once, before the first computation.
+  // the same to the bit. Once for each file, which the functions of `repacking` may keep alive.
   virtual void allow_repacking(std::span<const Tensor> matrices, Repacking repacking) = 0;
   virtual int64_t repacked_bytes() const = 0;            // so far
   virtual Rows alloc(int64_t n_rows, int64_t cols) = 0;  // zeroed; lives as long as the backend

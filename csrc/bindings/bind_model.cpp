@@ -95,6 +95,11 @@ py::dict memory_plan(const GgufFile& file, int64_t n_ctx, const std::string& kv_
   return out;
 }
 
+int64_t image_memory(const GgufFile& file, int64_t n_rows, int64_t n_ctx, const std::string& kv_type,
+                     int64_t n_ubatch) {
+  return image_bytes(Config::from_gguf(file), n_ctx, parse_kv_types(kv_type), n_ubatch, n_rows);
+}
+
 }  // namespace
 
 void bind_model(py::module_& m) {
@@ -155,6 +160,9 @@ void bind_model(py::module_& m) {
         py::arg("kv_type") = "f16", py::arg("n_ubatch") = 256, py::arg("mmproj") = nullptr,
         py::arg("drafter") = nullptr, py::arg("snapshot_limit") = 0, py::arg("packing") = true,
         "Bytes a model needs, from its header alone.");
+  m.def("image_memory", &image_memory, py::arg("file"), py::arg("n_rows"), py::kw_only(), py::arg("n_ctx"),
+        py::arg("kv_type") = "f16", py::arg("n_ubatch") = 256,
+        "Bytes that an image of n_rows tokens needs beside steps of text.");
   m.def("available_memory", &available_memory, "Bytes this process may still take; 0: unknown.");
 }
 

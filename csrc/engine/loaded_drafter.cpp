@@ -1,5 +1,7 @@
 #include "engine/loaded_drafter.h"
 
+#include <vector>
+
 namespace gemmule {
 
 LoadedDrafter::LoadedDrafter(std::shared_ptr<LoadedModel> model, std::shared_ptr<const GgufFile> file,
@@ -11,6 +13,13 @@ LoadedDrafter::LoadedDrafter(std::shared_ptr<LoadedModel> model, std::shared_ptr
   model_->run_beside(nullptr, [&](Backend& backend) {
     weights_ = DrafterWeights::bind(*file_, config_, model_->file(), backend);
     drafter_ = std::make_unique<Drafter>(config_, weights_, backend);
+    std::vector<Tensor> matrices;
+    for (const GgufTensor& tensor : file_->tensors())
+      if (tensor.shape.size() == 2) matrices.push_back(file_->view(tensor));
+    // Of the head, what is read: with clusters it is read by the row.
+    std::erase_if(matrices, [&](const Tensor& w) { return w.data == weights_.head.data; });
+    if (config_.n_clusters == 0) matrices.push_back(weights_.head);
+    model_->allow_packing(file_, matrices);
   });
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "gguf/gguf_reader.h"
+#include "model/config.h"
 #include "model/kv_types.h"
 
 namespace gemmule {
@@ -27,6 +28,9 @@ inline constexpr int64_t kAutoSnapshots = -1;
 MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, KvTypes kv_types, int64_t n_ubatch,
                        const GgufFile* mmproj = nullptr, const GgufFile* drafter = nullptr,
                        int64_t snapshot_limit = 0, bool packing = true);
+
+// What an image of n_rows tokens, which is always one step, needs beyond steps of n_ubatch rows of text.
+int64_t image_bytes(const Config& config, int64_t n_ctx, KvTypes kv_types, int64_t n_ubatch, int64_t n_rows);
 
 // The limit that kAutoSnapshots stands for: what one place to go back to can need (window_bytes), 256 MiB at
 // least, an eighth of what is available at most.

@@ -10,28 +10,15 @@
 namespace gemmule {
 namespace {
 
-// The largest multiple of 256 positions whose cache fits into `room` bytes.
-int64_t largest_context(const Config& config, KvTypes kv_types, int64_t max_rows, int64_t room) {
-  int64_t low = 0, high = kMaxContext / 256;
-  while (low < high) {
-    const int64_t middle = (low + high + 1) / 2;
-    if (KvCache::plan_bytes(config, middle * 256, kv_types, max_rows) <= room)
-      low = middle;
-    else
-      high = middle - 1;
-  }
-  return low * 256;
-}
-
 int64_t checked_context(const LoadedModel& model, int64_t n_ctx, KvTypes kv_types) {
   if (n_ctx < 1 || n_ctx > kMaxContext)
     throw std::invalid_argument(cat("n_ctx is ", n_ctx, "; choose 1 to ", kMaxContext));
   const int64_t need = KvCache::plan_bytes(model.config(), n_ctx, kv_types, model.n_ubatch());
   const int64_t have = available_memory();
   if (have > 0 && need > have)
-    throw NotEnoughMemoryError(cat(
-        "a context of ", n_ctx, " needs ", need >> 20, " MiB for keys and values and ", have >> 20,
-        " MiB are free; n_ctx=", largest_context(model.config(), kv_types, model.n_ubatch(), have), " fits"));
+    throw NotEnoughMemoryError(cat("a context of ", n_ctx, " needs ", need >> 20,
+                                   " MiB for keys and values and ", have >> 20,
+                                   " MiB are free; choose a smaller n_ctx"));
   return n_ctx;
 }
 

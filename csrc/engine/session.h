@@ -30,8 +30,7 @@ struct MediaRows {
 
 class Session {
  public:
-  // snapshot_limit: bytes for what the sliding rings overwrite. Throws NotEnoughMemoryError with need, have
-  // and the largest context that fits.
+  // snapshot_limit: bytes for what the sliding rings overwrite. Throws NotEnoughMemoryError.
   Session(std::shared_ptr<LoadedModel> model, int64_t n_ctx, KvTypes kv_types,
           int64_t snapshot_limit = kAutoSnapshots);
 

@@ -1,7 +1,6 @@
 #include "model/drafter.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <numeric>
 
@@ -35,13 +34,8 @@ std::vector<int32_t> read_clusters(const GgufFile& file, int64_t n_vocab) {
 }
 
 Tensor read_centroids(const GgufFile& file, const DrafterConfig& c, Backend& backend) {
-  std::vector<float> numbers;
-  for (const double x : file.get_floats(kCentroids)) {
-    if (!std::isfinite(x))
-      throw FormatError(cat(file.path(), ": ", kCentroids, " holds a number that is not finite at ",
-                            numbers.size(), "; the file is damaged"));
-    numbers.push_back(static_cast<float>(x));
-  }
+  const std::vector<double> read = file.get_floats(kCentroids);
+  const std::vector<float> numbers(read.begin(), read.end());
   const Rows placed = backend.alloc(c.n_clusters, c.stack.d_model);
   backend.write(placed, numbers.data());
   return {DType::F32, c.n_clusters, c.stack.d_model, reinterpret_cast<const uint8_t*>(placed.data)};

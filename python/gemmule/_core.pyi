@@ -30,6 +30,8 @@ __all__: list[str] = [
     "check_drafter",
     "cpu_info",
     "dequantize",
+    "image_memory",
+    "measure_roofline",
     "memory_plan",
     "pack_rows",
     "quantize",
@@ -468,6 +470,21 @@ def cpu_info() -> dict[str, typing.Any]:
 
 def dequantize(data: numpy.typing.NDArray[numpy.uint8], type: str) -> numpy.typing.NDArray[numpy.float32]:
     """uint8 blocks of a tensor type -> float32, one dimension."""
+
+def image_memory(
+    file: GgufFile,
+    n_rows: typing.SupportsInt | typing.SupportsIndex,
+    *,
+    n_ctx: typing.SupportsInt | typing.SupportsIndex,
+    kv_type: str = "f16",
+    n_ubatch: typing.SupportsInt | typing.SupportsIndex = 256,
+) -> int:
+    """Bytes that an image of n_rows tokens needs beside steps of text."""
+
+def measure_roofline(
+    n_threads: typing.SupportsInt | typing.SupportsIndex = 0, path: str = ""
+) -> list[typing.Any]:
+    """What this machine can do: clock, read bandwidth, arithmetic peaks, the cost of a barrier."""
 
 def memory_plan(
     file: GgufFile,

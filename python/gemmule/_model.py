@@ -420,17 +420,26 @@ class Model:
         self._context(n, n, self._plan.kv_type)
         return rows, self._engine().session(n_ctx=n, kv_type=self._plan.kv_type, snapshot_limit=0)
 
-    def _context(self, wanted: int, least: int, kv_type: str) -> int:
-        """The context of a new session: `wanted`, or as much as fits, but at least `least`."""
+    def _context(self, wanted: int, least: int, kv_type: str, spare: int = 0) -> int:
+        """The context of a new session: `wanted`, or as much as fits beside `spare` bytes, but `least`."""
+        left = self._left()
+        return self._room.context(wanted, least, kv_type, None if left is None else left - spare)
+
+    def _left(self) -> int | None:
         others = [session._kv_bytes() for session in list(self._sessions)]
-        left = self._room.left(self._engine().packed_bytes, others)
-        return self._room.context(wanted, least, kv_type, left)
+        return self._room.left(self._engine().packed_bytes, others)
 
     def _new_session(
-        self, wanted: int, least: int, kv_type: str, snapshot_limit: int, system: str | None = None
+        self,
+        wanted: int,
+        least: int,
+        kv_type: str,
+        snapshot_limit: int,
+        system: str | None = None,
+        spare: int = 0,
     ) -> Session:
         with self._lock:
-            n_ctx = self._context(wanted, least, kv_type)
+            n_ctx = self._context(wanted, least, kv_type, spare)
             core = self._engine().session(n_ctx=n_ctx, kv_type=kv_type, snapshot_limit=snapshot_limit)
             return Session(self, core, kv_type=kv_type, system=system)
 
@@ -438,13 +447,8 @@ class Model:
         """The rows of a prompt; none of one that was cancelled while its media were decoded."""
         try:
             with cancelled_by(options.get("cancel")):
-                return build_prompt(
-                    self._tokenizer,
-                    self._media,
-                    prompt,
-                    add_bos=add_bos,
-                    image_tokens=options.get("image_tokens"),
-                )
+                n = options.get("image_tokens")
+                return build_prompt(self._tokenizer, self._media, prompt, add_bos=add_bos, image_tokens=n)
         except Cancelled:
             return EMPTY
 
@@ -465,7 +469,9 @@ class Model:
         if request.max_tokens is not None and not thinks:
             n_ctx = max(1, min(n_ctx, n_prompt + request.max_tokens))
         least = min(n_ctx, n_prompt + (_LEAST if request.max_tokens is None else request.max_tokens))
-        session = self._new_session(n_ctx, max(1, least), self._plan.kv_type, 0)
+        kv_type = self._plan.kv_type
+        spare = self._room.extra(request, self._tokenizer, n_ctx, kv_type)
+        session = self._new_session(n_ctx, max(1, least), kv_type, 0, spare=spare)
         running = session._start(request, owned=True)
         return running if stream else running.reply
 

@@ -6,12 +6,16 @@ The core says what each part takes, from the header alone; here the sizes are co
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gemmule import _core
 from gemmule._checks import MAX_CONTEXT, byte_size, is_whole, kv_format, whole
 from gemmule._errors import NotEnoughMemoryError
 from gemmule._types import MemoryPlan, format_bytes
+
+if TYPE_CHECKING:
+    from gemmule._request import Request
+    from gemmule._tokenizer import Tokenizer
 
 __all__ = [
     "AUTO_SNAPSHOTS",
@@ -33,7 +37,7 @@ AUTO_SNAPSHOTS = -1  # as the core takes it
 
 _STEP = 256  # contexts are compared in these steps: global layers keep whole chunks of so many positions
 _SPARE = 10  # one part in so many stays free when the context is chosen
-_CODE = 16 << 20  # of the package and its libraries, as measured with benchmarks/engine/memory.py
+_CODE = 16 << 20  # of the package and its libraries, as `gemmule bench memory` measures them
 _PER_TOKEN = 120  # bytes of the vocabulary's tables, measured
 _PER_TOKEN_SPM = 72  # of a vocabulary with scores (tokenizer.ggml.model is "llama")
 
@@ -82,7 +86,7 @@ def plan_for(
 
 
 def _runtime(file: _core.GgufFile) -> int:
-    """The package, its libraries, and a vocabulary that has been used. A grammar takes 130 MB more."""
+    """The package, its libraries, and a vocabulary that has been used."""
     kind = file.get("tokenizer.ggml.model") if "tokenizer.ggml.model" in file.keys() else None  # noqa: SIM118
     spm = isinstance(kind, str) and kind == "llama"  # a damaged file may have an array there
     shape = next((shape for name, _, shape, *_ in file.tensors() if name == "token_embd.weight"), (0, 0))
@@ -203,6 +207,9 @@ class Room:
     file: _core.GgufFile
     plan: MemoryPlan
     memory_limit: int | None
+    image_rows: int = (
+        280  # of the largest image so far, at least of one of the usual detail, which is planned
+    )
 
     def kv(self, n_ctx: int, kv_type: str) -> int:
         """Bytes of keys and values of a session."""
@@ -216,7 +223,7 @@ class Room:
         free: int = _core.available_memory()
         rooms = []
         if free:
-            rooms.append(free - max(0, self.plan.weights - packed_bytes) - unused)
+            rooms.append(free - max(0, self.plan.weights + self.plan.drafter - packed_bytes) - unused)
         if self.memory_limit is not None:
             rooms.append(self.memory_limit - (self.plan.total - self.plan.kv) - reserved)
         return min(rooms, default=None)
@@ -234,3 +241,32 @@ class Room:
                 f"a context of {least} tokens (keys and values)", self.kv(least, kv_type), left, fits
             )
         return fits
+
+    def extra(self, request: "Request", tokenizer: "Tokenizer", n_ctx: int, kv_type: str) -> int:
+        """Bytes that a request needs beyond the plan: for images of more than the usual detail, and for the
+        first grammar, which wants the vocabulary in a form of its own.
+        """
+        n_bytes = 0
+        if request.make_constraint is not None:
+            from gemmule._chat.grammar import guidance_memory
+
+            n_bytes += guidance_memory(tokenizer)
+        if request.image_rows > self.image_rows:
+            n_bytes += _core.image_memory(self.file, request.image_rows, n_ctx=n_ctx, kv_type=kv_type)
+        return n_bytes
+
+    def allow(self, request: "Request", need: int, left: int | None) -> None:
+        """Settles that a request takes `need` bytes beyond the plan. Throws NotEnoughMemoryError."""
+        if left is not None and need > left:
+            what, fix = "a grammar, a schema or tools need", "ask for plain text"
+            if request.image_rows > self.image_rows:
+                what, fix = f"an image of {request.image_rows} tokens needs", "use fewer image_tokens"
+            have = max(0, left)
+            raise NotEnoughMemoryError(
+                f"{what} {format_bytes(need)} more and only {format_bytes(have)} are available; {fix}, or "
+                "close other sessions or programs",
+                need=need,
+                have=have,
+                n_ctx=self.plan.n_ctx,
+            )
+        self.image_rows = max(self.image_rows, request.image_rows)

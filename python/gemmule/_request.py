@@ -99,6 +99,11 @@ class Request:
     dropped_tokens: int = 0  # left out of the prompt by `truncation`
     draft: DraftOption = "auto"
 
+    @property
+    def image_rows(self) -> int:
+        """Tokens of the largest image."""
+        return max((span.n for span in self.prompt.spans if span.is_block), default=0)
+
 
 def make_request(
     model: "Model",

@@ -335,6 +335,10 @@ class Session:
         self, request: Request, *, owned: bool = False, on_end: Callable[[Reply], None] | None = None
     ) -> Stream:
         self._check_room(len(request.prompt))
+        model, room = self._model, self._model._room
+        extra = room.extra(request, model.tokenizer, self.n_ctx, self._kv_type)
+        if extra:
+            room.allow(request, extra, model._left())
         self._stream = Stream(self, request, owns_session=owned, on_end=on_end)
         return self._stream
 

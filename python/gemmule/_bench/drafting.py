@@ -1,0 +1,43 @@
+"""Greedy generation with the drafter on and off: the same tokens, so the times can be compared.
+
+The share of drafted tokens that were kept stands beside the speed, as a speed-up holds for its text only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gemmule import Model
+
+__all__ = ["drafting_tests"]
+
+_PROMPT = "Write a short story about a lighthouse keeper and a storm."
+
+
+def drafting_tests(model: Model, n_gen: int) -> list[dict[str, Any]]:
+    """Two tests, or none where this version cannot draft."""
+    from gemmule._request import GenerateOptions
+
+    if "draft" not in GenerateOptions.__annotations__:
+        return []
+    tests, texts = [], set()
+    for drafted in (False, True):
+        options: dict[str, Any] = {"draft": "auto" if drafted else False}
+        # The model must not end early, or the two would not be the same length as other files' tests.
+        bias = {token: -1e9 for token in model.tokenizer.eos_ids}
+        reply = model.generate(_PROMPT, max_tokens=n_gen, temperature=0.0, logit_bias=bias, **options)
+        timings = reply.timings
+        texts.add(tuple(reply.tokens))
+        test = {
+            "seconds": timings.predicted_ms / 1e3,
+            "n_gen": timings.predicted_n - 1,  # the first token comes out of the prompt
+            "test": f"drafting {'on' if drafted else 'off'}",
+        }
+        if drafted:
+            test["draft_n"] = getattr(timings, "draft_n", 0)
+            test["draft_accepted"] = getattr(timings, "draft_n_accepted", 0)
+        tests.append(test)
+    if len(texts) != 1:
+        raise AssertionError("drafting changed the tokens of a greedy answer")
+    return tests
