@@ -73,7 +73,7 @@ def draw_size_quality(axes: Any, rows: Sequence[Row]) -> list[Row]:
     axes.set_ylabel("mean KL divergence (± 2 standard errors)")
     axes.set_title("Size and distance from the reference; lower left is better")
     axes.margins(x=0.12)
-    axes.legend()
+    _legend(axes)
     return used
 
 
@@ -104,12 +104,16 @@ def draw_tokens(field: str, axes: Any, rows: Sequence[Row]) -> list[Row]:
         axes.plot([], [], color="black", lw=2, label="read bandwidth allows")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.12 * max(max(row["avg_ts"], row.get("gm_limit_ts", 0.0)) for row in used))
     axes.set_xlabel("tokens per second (± standard deviation)")
     axes.set_title("Speed of prompts" if field == "n_prompt" else "Speed of single tokens")
-    axes.margins(x=0.12)
-    axes.legend(loc="lower right", fontsize=7)
+    _legend(axes)
     return used
+
+
+def _legend(axes: Any) -> None:
+    """Below the chart, where it hides nothing."""
+    axes.figure.legend(loc="outside lower center", ncols=4, fontsize=7)
 
 
 def _plain_numbers(axis: Any) -> None:
@@ -143,11 +147,11 @@ def draw_memory(axes: Any, rows: Sequence[Row]) -> list[Row]:
         contexts = sorted({row["gm_n_ctx"] for row in used})
         axes.set_xscale("log", base=2)
         axes.set_xticks(contexts, [str(c) for c in contexts])
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * max((r["gm_planned"] + r["gm_before"]) / _GB for r in used))
         axes.set_xlabel("context, tokens, all of them in use")
         axes.set_ylabel("memory of the process, GB")
         axes.set_title("Memory and context")
-        axes.legend(fontsize=6, ncols=2)
+        _legend(axes)
     return used
 
 
@@ -172,7 +176,7 @@ def draw_depth(axes: Any, rows: Sequence[Row]) -> list[Row]:
     axes.set_xlabel("tokens already in the context")
     axes.set_ylabel("tokens per second")
     axes.set_title("Speed behind a long context")
-    axes.legend(fontsize=6, ncols=2)
+    _legend(axes)
     return used
 
 
@@ -218,7 +222,7 @@ def draw_roofline(axes: Any, rows: Sequence[Row]) -> list[Row]:
     )
     axes.set_ylabel("GMAC/s")
     axes.set_title("Roofline")
-    axes.legend(fontsize=7)
+    _legend(axes)
     return used
 
 
@@ -268,5 +272,5 @@ def draw_drafting(axes: Any, rows: Sequence[Row]) -> list[Row]:
     axes.set_ylabel("tokens per second")
     axes.set_title("Drafting")
     if used:
-        axes.legend()
+        _legend(axes)
     return used
