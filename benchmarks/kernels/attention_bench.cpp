@@ -89,18 +89,7 @@ struct Cache {
     view.k = memory.data();
     view.v = view.k + heads * ring * view.k_row();
     gemmule::bench::Lcg random;
-    if (kind == KvKind::F32) {
-      for (size_t i = 0; i + 4 <= memory.size(); i += 4)
-        *reinterpret_cast<float*>(memory.data() + i) = static_cast<float>(random.next() % 2048) / 1024 - 1;
-    } else if (kind == KvKind::F16) {  // exponents of 2^-7 to 1
-      for (size_t i = 0; i + 2 <= memory.size(); i += 2)
-        *reinterpret_cast<uint16_t*>(memory.data() + i) =
-            static_cast<uint16_t>((random.next() & 0x9fff) | 0x2000);
-    } else {  // any bytes as codes, scales of about 1/128
-      for (uint8_t& byte : memory) byte = static_cast<uint8_t>(random.next());
-      for (size_t i = 0; i + 34 <= memory.size(); i += 34)
-        *reinterpret_cast<uint16_t*>(memory.data() + i) = 0x2000;
-    }
+    gemmule::bench::fill_numbers(view.dtype, memory.data(), memory.size(), random);
   }
 };
 
@@ -135,6 +124,7 @@ double giga_macs_per_second(const gemmule::KernelTable& kernels, const Shape& s)
     macs += 2.0 * s.heads * s.head_dim * static_cast<double>(hi[static_cast<size_t>(t)]);
   }
   AlignedBuffer<uint8_t> scratch(kernels.attend_scratch_bytes(s.head_dim, static_cast<int64_t>(rows)));
+  std::vector<float> sums(2 * rows);
   gemmule::AttendArgs a{};
   a.q = q.data();
   a.q_stride = a.out_stride = static_cast<int64_t>(s.heads) * s.head_dim;
@@ -151,6 +141,8 @@ double giga_macs_per_second(const gemmule::KernelTable& kernels, const Shape& s)
   a.ring = ring;
   a.lo = lo.data();
   a.hi = hi.data();
+  a.end = s.context;
+  a.sums = sums.data();
   a.scratch = scratch.data();
 
   double best = 0;
@@ -159,6 +151,7 @@ double giga_macs_per_second(const gemmule::KernelTable& kernels, const Shape& s)
     const double start = thread_seconds();
     double elapsed = 0;
     do {
+      std::fill(sums.begin(), sums.end(), 0.0f);
       kernels.attend(a);
       ++calls;
       elapsed = thread_seconds() - start;

@@ -150,6 +150,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   gemmule::bind_strings(m);
   gemmule::bind_model(m);
   gemmule::bind_session(m);
+  gemmule::bind_drafter(m);
+  gemmule::bind_drafting(m);
   gemmule::bind_encoder(m);
   m.def("dequantize", &gemmule::dequantize, py::arg("data").noconvert(), py::arg("type"),
         "uint8 blocks of a tensor type -> float32, one dimension.");

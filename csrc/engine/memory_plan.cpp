@@ -8,6 +8,7 @@
 #include <string>
 
 #include "engine/loaded_model.h"
+#include "model/drafter.h"
 
 namespace gemmule {
 namespace {
@@ -15,7 +16,7 @@ namespace {
 // The table of per-layer embeddings: a step reads one row per token of it, so it never has to be in memory.
 constexpr const char* kLazyTable = "per_layer_token_embd.weight";
 
-constexpr int64_t kImageRows = 280;  // of an image of the usual detail, which is always one step
+constexpr int64_t kImageRows = 280;  // of an image of the usual detail
 
 int64_t meminfo_available() {
   std::ifstream meminfo("/proc/meminfo");
@@ -68,6 +69,12 @@ int64_t snapshot_bytes(const Config& config, int64_t n_ctx, KvTypes kv_types, in
 
 }  // namespace
 
+int64_t image_bytes(const Config& config, int64_t n_ctx, KvTypes kv_types, int64_t n_ubatch, int64_t n_rows) {
+  if (n_rows <= n_ubatch) return 0;
+  const auto kv = [&](int64_t step) { return KvCache::plan_bytes(config, n_ctx, kv_types, step); };
+  return Gemma4::scratch_bytes(config, n_rows, 1) + kv(n_rows) - kv(n_ubatch);
+}
+
 int64_t auto_snapshot_bytes(int64_t window_bytes, int64_t available) {
   const int64_t wanted = std::max(int64_t{256} << 20, window_bytes);
   return available > 0 ? std::min(wanted, available / 8) : wanted;
@@ -84,7 +91,8 @@ int64_t available_memory() {
 }
 
 MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, KvTypes kv_types, int64_t n_ubatch,
-                       const GgufFile* mmproj, int64_t snapshot_limit, bool packing) {
+                       const GgufFile* mmproj, const GgufFile* drafter, int64_t snapshot_limit,
+                       bool packing) {
   check_ubatch(n_ubatch);
   const Config config = Config::from_gguf(file);
   MemoryPlan plan;
@@ -99,13 +107,16 @@ MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, KvTypes kv_types, in
   plan.scratch = Gemma4::scratch_bytes(config, n_ubatch, 1) + (packing ? std::min(largest, kRepackPiece) : 0);
   if (mmproj != nullptr) {
     for (const GgufTensor& tensor : mmproj->tensors()) plan.media += static_cast<int64_t>(tensor.n_bytes);
-    if (kImageRows > n_ubatch)
-      plan.media += Gemma4::scratch_bytes(config, kImageRows, 1) +
-                    KvCache::plan_bytes(config, n_ctx, kv_types, kImageRows) - plan.kv;
+    plan.media += image_bytes(config, n_ctx, kv_types, n_ubatch, kImageRows);
+  }
+  if (drafter != nullptr) {
+    const DrafterConfig drafts = DrafterConfig::from_gguf(*drafter, config);
+    for (const GgufTensor& tensor : drafter->tensors()) plan.drafter += static_cast<int64_t>(tensor.n_bytes);
+    plan.drafter += Gemma4::scratch_bytes(drafts.stack, 1, 1);
   }
   plan.available = available_memory();
   plan.snapshots = snapshot_bytes(config, n_ctx, kv_types, n_ubatch, snapshot_limit, plan.available);
-  plan.total = plan.weights + plan.kv + plan.scratch + plan.media + plan.snapshots;
+  plan.total = plan.weights + plan.kv + plan.scratch + plan.media + plan.drafter + plan.snapshots;
   return plan;
 }
 

@@ -7,23 +7,25 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
 from gemmule._cancel import cancelled_by
-from gemmule._checks import MAX_CONTEXT, MAX_THREADS, byte_size, is_whole, kv_format, path_text, whole
+from gemmule._checks import MAX_CONTEXT, MAX_THREADS, byte_size, kv_format, path_text, whole
+from gemmule._drafter import DrafterChoice, drafter_of
+from gemmule._drafting import Drafts
 from gemmule._errors import Cancelled, DeviceError, Error
-from gemmule._inspect import info_of, section_file
-from gemmule._media.embedder import MediaFrontEnd, find_mmproj
-from gemmule._plan import AUTO_SNAPSHOTS, ContextSize, Room, checked_context, choose_plan
+from gemmule._inspect import info_of
+from gemmule._media.embedder import MediaFrontEnd, open_mmproj
+from gemmule._plan import ContextSize, Room, SnapshotLimit, checked_context, choose_plan, snapshot_bytes
 from gemmule._prompt import EMPTY, Prompt, PromptLike, Span, build_prompt
 from gemmule._request import ChatOptions, GenerateOptions, Progress, Request, check_callbacks
 from gemmule._sampling import SamplingParams
-from gemmule._session import Session, check_options, perplexity
+from gemmule._score import Windows, score_windows
+from gemmule._session import Session, check_options
 from gemmule._stream import Stream
 from gemmule._tokenizer import Tokenizer
 from gemmule._truncate import answer_room, cut_rows, policy_of, too_long
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Model"]
 
-SnapshotLimit: TypeAlias = int | str  # bytes, text such as 256MB, or "auto"
-
 _LEAST = 256  # tokens that an answer of unknown length must have room for
 
 
@@ -49,11 +49,13 @@ class Model:
     What does not fit is refused with NotEnoughMemoryError before anything is allocated. n_threads: None uses
     all physical cores. kv_type: the number format of the cache, "f16", "q8_0" or "f32", or one for each kind
     of layer, "sliding=f16,global=q8_0". mmproj: the file with the image and audio embedders; None takes those
-    inside the model file, else the one lying beside it; False takes none. packed: whether weights are brought
+    inside the model file, else the one lying beside it; False takes none. drafter: the file with the
+    small model that guesses tokens ahead; "auto" takes the one inside the model file, else the one that fits
+    and lies beside it (mtp-*.gguf, *assistant*.gguf); False takes none. packed: whether weights are brought
     into the kernels' own order while the model runs, which takes no more memory but memory of its own instead
     of the file's pages; "auto" does so where it fits. memory_limit: what the model and its sessions may take,
-    in bytes or such as "7.5GB". isa: None picks the best instruction set
-    ($GEMMULE_CPU_ISA overrides). The results do not depend on n_threads, packed or isa.
+    in bytes or such as "7.5GB". isa: None picks the best instruction set ($GEMMULE_CPU_ISA overrides). The
+    results do not depend on n_threads, packed or isa.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Model:
         device: str = "auto",
         kv_type: str = "f16",
         mmproj: str | os.PathLike[str] | Literal[False] | None = None,
+        drafter: DrafterChoice = "auto",
         packed: bool | Literal["auto"] = "auto",
         memory_limit: int | str | None = None,
         snapshot_limit: SnapshotLimit = "auto",
@@ -82,16 +85,17 @@ class Model:
         if not (packed == "auto" or isinstance(packed, bool)):
             raise TypeError(f"packed must be True, False or 'auto', not {packed!r}")
         limit = None if memory_limit is None else byte_size("memory_limit", memory_limit)
-        self._snapshot_limit = _snapshot_bytes(snapshot_limit)
+        self._snapshot_limit = snapshot_bytes(snapshot_limit)
         packing = {"auto": "auto", True: "always", False: "never"}[packed]
         self._file = file = _core.GgufFile(path_text(path))
-        embedders = _mmproj_of(file, mmproj)
+        embedders, draft_file = open_mmproj(file, mmproj), drafter_of(file, drafter)
         self._plan = choose_plan(
             file,
             n_ctx,
             kv_type=kv_type,
             memory_limit=limit,
             mmproj=embedders,
+            drafter=draft_file,
             snapshot_limit=self._snapshot_limit,
             packing=packing != "never",
         )
@@ -103,6 +107,7 @@ class Model:
         self._media = MediaFrontEnd(file.path, embedders, self._tokenizer)
         self._suppress = list(core.suppress_tokens)
         self._isa, self._n_threads = core.isa, core.n_threads
+        self._drafts = Drafts(core, None if draft_file is None else _core.Drafter(core, draft_file))
         self._core = core
 
     # -- facts ---------------------------------------------------------------------------------------------
@@ -110,7 +115,7 @@ class Model:
     @cached_property
     def info(self) -> ModelInfo:
         """What the file says about itself."""
-        return info_of(self._file, self._media.file)
+        return info_of(self._file, self._media.file, has_drafter=self._plan.drafter > 0)
 
     @property
     def plan(self) -> MemoryPlan:
@@ -191,39 +196,11 @@ class Model:
         rows = build_prompt(self._tokenizer, self._media, text_or_ids)
         if rows.spans:
             raise ValueError("only text can be scored; logits(prompt, all=True) takes media")
-        ids = np.array(rows.tokens, np.int32)
-        if len(ids) < 2:
-            raise ValueError("a text of one token has nothing to score")
-        short = len(ids) < n_ctx
-        size = len(ids) if short else n_ctx
-        first = 0 if short else n_ctx // 2  # the first position whose next token is scored
-        bos = self._tokenizer.bos_id if self._tokenizer.adds_bos and not short else None
-        n_windows = len(ids) // size
-        tokens: list[int] = []
-        logprobs: list[NDArray[np.float32]] = []
-        tops: list[tuple[tuple[int, float], ...]] = []
+        bos = self._tokenizer.bos_id if self._tokenizer.adds_bos else None
+        cut = Windows.of(np.array(rows.tokens, np.int32), n_ctx, bos)
         with self._lock:
-            session = self._engine().session(n_ctx=size, kv_type=self._plan.kv_type, snapshot_limit=0)
-            for i in range(n_windows):
-                window = ids[i * size : (i + 1) * size].copy()
-                if bos is not None:
-                    window[0] = bos
-                session.rewind(0)
-                if first:
-                    session.append(window[:first], stop=cancel)
-                values, top_ids, top_values = session.append_score(
-                    window[first:-1], window[first + 1 :], top=top, stop=cancel
-                )
-                logprobs.append(values)
-                tokens += window[first + 1 :].tolist()
-                if top:
-                    pairs = zip(top_ids.tolist(), top_values.tolist(), strict=True)
-                    tops += [tuple(zip(row, row_values, strict=True)) for row, row_values in pairs]
-                if progress is not None:
-                    progress(i + 1, n_windows)
-        flat = np.concatenate(logprobs)
-        value, error = perplexity(flat)
-        return Score(tuple(tokens), tuple(flat.tolist()), len(tokens), value, error, size, tuple(tops))
+            session = self._engine().session(n_ctx=cut.size, kv_type=self._plan.kv_type, snapshot_limit=0)
+            return score_windows(session, cut, top, cancel, progress)
 
     # -- text ----------------------------------------------------------------------------------------------
 
@@ -251,6 +228,9 @@ class Model:
         stop: a string or several, at which the answer ends.
         logprobs: n adds each token's log-probability and the n likeliest alternatives.
         schema, regex, choices, grammar: at most one; what the answer must look like (see `chat`).
+        draft: "auto" runs tokens ahead that are expected, where that is faster, which never changes the
+        answer: those that the model's drafter expects, or that followed the same words before. "mtp" and
+        "lookup" use one of the two, a number drafts so many each time, False none.
         image_tokens: 70, 140, 280, 560 or 1120, the detail at which images are seen.
         truncation: "error" refuses a prompt that does not fit; "oldest" leaves out its beginning, "middle"
         its middle, and says so in `reply.warnings` and `reply.usage.dropped_tokens`. In `chat` these leave
@@ -363,7 +343,9 @@ class Model:
         as `generate` takes them (without BOS); messages as `chat` renders them. Nothing is run.
         """
         check_options("count_tokens", options, ChatOptions)
-        if options or _is_conversation(messages_or_text):
+        from gemmule._chat.messages import is_conversation
+
+        if options or is_conversation(messages_or_text):
             return self.render(messages_or_text, **options).count
         return build_prompt(self._tokenizer, self._media, messages_or_text, add_bos=False).count
 
@@ -410,6 +392,7 @@ class Model:
         """Frees the weights. Calling it again does nothing; later use of the model raises Error."""
         with self._lock:
             self._core = None
+            self._drafts.close()
 
     def __enter__(self) -> "Model":
         return self
@@ -418,12 +401,8 @@ class Model:
         self.close()
 
     def __repr__(self) -> str:
-        state = (
-            "closed"
-            if self._core is None
-            else f"n_ctx={self.n_ctx}, n_threads={self.n_threads}, isa={self.isa!r}"
-        )
-        return f"Model({self._file.path!r}, {state})"
+        state = f"n_ctx={self.n_ctx}, n_threads={self.n_threads}, isa={self.isa!r}"
+        return f"Model({self._file.path!r}, {'closed' if self._core is None else state})"
 
     def _engine(self) -> _core.Model:
         if self._core is None:
@@ -431,7 +410,7 @@ class Model:
         return self._core
 
     def _snapshots(self, limit: SnapshotLimit | None) -> int:
-        return self._snapshot_limit if limit is None else _snapshot_bytes(limit)
+        return self._snapshot_limit if limit is None else snapshot_bytes(limit)
 
     def _fresh(self, prompt: PromptLike) -> tuple[Prompt, _core.Session]:
         rows = build_prompt(self._tokenizer, self._media, prompt)
@@ -441,20 +420,26 @@ class Model:
         self._context(n, n, self._plan.kv_type)
         return rows, self._engine().session(n_ctx=n, kv_type=self._plan.kv_type, snapshot_limit=0)
 
-    def _context(self, wanted: int, least: int, kv_type: str) -> int:
-        """The context of a new session: `wanted`, or as much as fits, but at least `least`."""
-        reserved = unused = 0
-        for session in list(self._sessions):
-            held, used = session._kv_bytes()
-            reserved, unused = reserved + held, unused + max(0, held - used)
-        left = self._room.left(self._engine().packed_bytes, reserved, unused)
-        return self._room.context(wanted, least, kv_type, left)
+    def _context(self, wanted: int, least: int, kv_type: str, spare: int = 0) -> int:
+        """The context of a new session: `wanted`, or as much as fits beside `spare` bytes, but `least`."""
+        left = self._left()
+        return self._room.context(wanted, least, kv_type, None if left is None else left - spare)
+
+    def _left(self) -> int | None:
+        others = [session._kv_bytes() for session in list(self._sessions)]
+        return self._room.left(self._engine().packed_bytes, others)
 
     def _new_session(
-        self, wanted: int, least: int, kv_type: str, snapshot_limit: int, system: str | None = None
+        self,
+        wanted: int,
+        least: int,
+        kv_type: str,
+        snapshot_limit: int,
+        system: str | None = None,
+        spare: int = 0,
     ) -> Session:
         with self._lock:
-            n_ctx = self._context(wanted, least, kv_type)
+            n_ctx = self._context(wanted, least, kv_type, spare)
             core = self._engine().session(n_ctx=n_ctx, kv_type=kv_type, snapshot_limit=snapshot_limit)
             return Session(self, core, kv_type=kv_type, system=system)
 
@@ -462,13 +447,8 @@ class Model:
         """The rows of a prompt; none of one that was cancelled while its media were decoded."""
         try:
             with cancelled_by(options.get("cancel")):
-                return build_prompt(
-                    self._tokenizer,
-                    self._media,
-                    prompt,
-                    add_bos=add_bos,
-                    image_tokens=options.get("image_tokens"),
-                )
+                n = options.get("image_tokens")
+                return build_prompt(self._tokenizer, self._media, prompt, add_bos=add_bos, image_tokens=n)
         except Cancelled:
             return EMPTY
 
@@ -489,7 +469,9 @@ class Model:
         if request.max_tokens is not None and not thinks:
             n_ctx = max(1, min(n_ctx, n_prompt + request.max_tokens))
         least = min(n_ctx, n_prompt + (_LEAST if request.max_tokens is None else request.max_tokens))
-        session = self._new_session(n_ctx, max(1, least), self._plan.kv_type, 0)
+        kv_type = self._plan.kv_type
+        spare = self._room.extra(request, self._tokenizer, n_ctx, kv_type)
+        session = self._new_session(n_ctx, max(1, least), kv_type, 0, spare=spare)
         running = session._start(request, owned=True)
         return running if stream else running.reply
 
@@ -527,31 +509,3 @@ class Model:
             (span.first + offset, media.embed(engine, span.source, stop), span.is_block and media.has_blocks)
             for span in spans
         ]
-
-
-def _snapshot_bytes(limit: SnapshotLimit) -> int:
-    """As the engine takes it."""
-    if limit == "auto":
-        return AUTO_SNAPSHOTS
-    return 0 if is_whole(limit) and limit == 0 else byte_size("snapshot_limit", limit)
-
-
-def _mmproj_of(
-    file: _core.GgufFile, mmproj: str | os.PathLike[str] | Literal[False] | None
-) -> _core.GgufFile | None:
-    if mmproj is False:
-        return None
-    if mmproj is not None:
-        return _core.GgufFile(path_text(mmproj))
-    inside = section_file(file, "mmproj")
-    if inside is not None:
-        return inside
-    beside = find_mmproj(Path(file.path), info_of(file).d_model)
-    return None if beside is None else _core.GgufFile(str(beside))
-
-
-def _is_conversation(value: Any) -> bool:
-    from gemmule._chat.messages import Message
-
-    first = value[0] if isinstance(value, Sequence) and not isinstance(value, str) and len(value) else value
-    return isinstance(first, Message | dict)

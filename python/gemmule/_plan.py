@@ -5,25 +5,33 @@ The core says what each part takes, from the header alone; here the sizes are co
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gemmule import _core
-from gemmule._checks import MAX_CONTEXT, kv_format, whole
+from gemmule._checks import MAX_CONTEXT, byte_size, is_whole, kv_format, whole
 from gemmule._errors import NotEnoughMemoryError
 from gemmule._types import MemoryPlan, format_bytes
+
+if TYPE_CHECKING:
+    from gemmule._request import Request
+    from gemmule._tokenizer import Tokenizer
 
 __all__ = [
     "AUTO_SNAPSHOTS",
     "ContextSize",
+    "Room",
+    "SnapshotLimit",
     "checked_context",
     "choose_plan",
     "largest_context",
     "not_enough",
     "plan_for",
+    "snapshot_bytes",
 ]
 
 ContextSize = int | Literal["auto", "max"]
+SnapshotLimit: TypeAlias = int | str  # bytes, text such as 256MB, or "auto"
 
 AUTO_SNAPSHOTS = -1  # as the core takes it
 
@@ -40,6 +48,7 @@ def plan_for(
     n_ctx: int,
     kv_type: str = "f16",
     mmproj: _core.GgufFile | None = None,
+    drafter: _core.GgufFile | None = None,
     snapshot_limit: int = AUTO_SNAPSHOTS,
     packing: bool = True,
     memory_limit: int | None = None,
@@ -52,6 +61,7 @@ def plan_for(
         n_ctx=n_ctx,
         kv_type=kv_format(kv_type),
         mmproj=mmproj,
+        drafter=drafter,
         snapshot_limit=snapshot_limit,
         packing=packing,
     )
@@ -63,6 +73,7 @@ def plan_for(
         kv=plan["kv"],
         scratch=plan["scratch"],
         media=plan["media"],
+        drafter=plan["drafter"],
         snapshots=plan["snapshots"],
         runtime=runtime,
         total=plan["total"] + runtime,
@@ -75,7 +86,7 @@ def plan_for(
 
 
 def _runtime(file: _core.GgufFile) -> int:
-    """The package, its libraries, and a vocabulary that has been used. A grammar takes 130 MB more."""
+    """The package, its libraries, and a vocabulary that has been used."""
     kind = file.get("tokenizer.ggml.model") if "tokenizer.ggml.model" in file.keys() else None  # noqa: SIM118
     spm = isinstance(kind, str) and kind == "llama"  # a damaged file may have an array there
     shape = next((shape for name, _, shape, *_ in file.tensors() if name == "token_embd.weight"), (0, 0))
@@ -107,6 +118,13 @@ def checked_context(n_ctx: object) -> ContextSize:
     return whole("n_ctx", n_ctx, 1, MAX_CONTEXT)
 
 
+def snapshot_bytes(limit: SnapshotLimit) -> int:
+    """A limit of snapshots as the engine takes it."""
+    if limit == "auto":
+        return AUTO_SNAPSHOTS
+    return 0 if is_whole(limit) and limit == 0 else byte_size("snapshot_limit", limit)
+
+
 def choose_plan(
     file: _core.GgufFile,
     n_ctx: ContextSize,
@@ -114,6 +132,7 @@ def choose_plan(
     kv_type: str,
     memory_limit: int | None = None,
     mmproj: _core.GgufFile | None = None,
+    drafter: _core.GgufFile | None = None,
     snapshot_limit: int = AUTO_SNAPSHOTS,
     packing: bool = True,
 ) -> MemoryPlan:
@@ -129,6 +148,7 @@ def choose_plan(
             n_ctx=size,
             kv_type=kv_type,
             mmproj=mmproj,
+            drafter=drafter,
             snapshot_limit=snapshot_limit,
             packing=packing,
             memory_limit=memory_limit,
@@ -187,20 +207,23 @@ class Room:
     file: _core.GgufFile
     plan: MemoryPlan
     memory_limit: int | None
+    image_rows: int = (
+        280  # of the largest image so far, at least of one of the usual detail, which is planned
+    )
 
     def kv(self, n_ctx: int, kv_type: str) -> int:
         """Bytes of keys and values of a session."""
         kv: int = _core.memory_plan(self.file, n_ctx=n_ctx, kv_type=kv_type)["kv"]
         return kv
 
-    def left(self, packed_bytes: int, reserved: int, unused: int) -> int | None:
-        """Bytes for one more session, beside others that hold `reserved`, of which they have not touched
-        `unused`. None: nobody knows.
-        """
+    def left(self, packed_bytes: int, others: Sequence[tuple[int, int]]) -> int | None:
+        """Bytes for one more session, beside others by the bytes they hold and use. None: nobody knows."""
+        reserved = sum(held for held, _ in others)
+        unused = sum(max(0, held - used) for held, used in others)
         free: int = _core.available_memory()
         rooms = []
         if free:
-            rooms.append(free - max(0, self.plan.weights - packed_bytes) - unused)
+            rooms.append(free - max(0, self.plan.weights + self.plan.drafter - packed_bytes) - unused)
         if self.memory_limit is not None:
             rooms.append(self.memory_limit - (self.plan.total - self.plan.kv) - reserved)
         return min(rooms, default=None)
@@ -218,3 +241,32 @@ class Room:
                 f"a context of {least} tokens (keys and values)", self.kv(least, kv_type), left, fits
             )
         return fits
+
+    def extra(self, request: "Request", tokenizer: "Tokenizer", n_ctx: int, kv_type: str) -> int:
+        """Bytes that a request needs beyond the plan: for images of more than the usual detail, and for the
+        first grammar, which wants the vocabulary in a form of its own.
+        """
+        n_bytes = 0
+        if request.make_constraint is not None:
+            from gemmule._chat.grammar import guidance_memory
+
+            n_bytes += guidance_memory(tokenizer)
+        if request.image_rows > self.image_rows:
+            n_bytes += _core.image_memory(self.file, request.image_rows, n_ctx=n_ctx, kv_type=kv_type)
+        return n_bytes
+
+    def allow(self, request: "Request", need: int, left: int | None) -> None:
+        """Settles that a request takes `need` bytes beyond the plan. Throws NotEnoughMemoryError."""
+        if left is not None and need > left:
+            what, fix = "a grammar, a schema or tools need", "ask for plain text"
+            if request.image_rows > self.image_rows:
+                what, fix = f"an image of {request.image_rows} tokens needs", "use fewer image_tokens"
+            have = max(0, left)
+            raise NotEnoughMemoryError(
+                f"{what} {format_bytes(need)} more and only {format_bytes(have)} are available; {fix}, or "
+                "close other sessions or programs",
+                need=need,
+                have=have,
+                n_ctx=self.plan.n_ctx,
+            )
+        self.image_rows = max(self.image_rows, request.image_rows)

@@ -6,7 +6,6 @@ it is not run again.
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from gemmule._chat.messages import Message
     from gemmule._model import Model
 
-__all__ = ["Session", "check_options", "perplexity"]
+__all__ = ["Session", "check_options"]
 
 
 class Session:
@@ -336,6 +335,10 @@ class Session:
         self, request: Request, *, owned: bool = False, on_end: Callable[[Reply], None] | None = None
     ) -> Stream:
         self._check_room(len(request.prompt))
+        model, room = self._model, self._model._room
+        extra = room.extra(request, model.tokenizer, self.n_ctx, self._kv_type)
+        if extra:
+            room.allow(request, extra, model._left())
         self._stream = Stream(self, request, owns_session=owned, on_end=on_end)
         return self._stream
 
@@ -372,6 +375,20 @@ class Session:
             self._timeline += new.tokens
             self._n_pending = 0
 
+    def _follow(self, drafting: _core.Drafting | None, most: int, stop: _core.StopToken) -> None:
+        """Runs the token that was sampled last, and with it up to `most` that are expected behind it."""
+        with self._model._lock:
+            if drafting is None or self._n_pending != 1:
+                self._advance(None, stop, None)
+                return
+            self._idle()
+            self._busy = True
+            try:
+                drafting.append(self._engine(), self._timeline[-1], most=most, stop=stop)
+            finally:
+                self._busy = False
+            self._n_pending = 0
+
     def _sample(
         self, sampler: _core.Sampler, n_prompt: int, mask: NDArray[np.uint32] | None, stop: _core.StopToken
     ) -> tuple[int, float, list[tuple[int, float]]]:
@@ -391,13 +408,3 @@ def check_options(what: str, options: Any, known: type) -> None:
     unknown = options.keys() - known.__annotations__.keys()
     if unknown:
         raise TypeError(f"{what}() got an unexpected keyword argument {min(unknown)!r}")
-
-
-def perplexity(logprobs: NDArray[np.float32]) -> tuple[float, float]:
-    """exp(mean nll) and its standard error, perplexity * sqrt(var(nll) / (n - 1))."""
-    n = len(logprobs)
-    if not n:
-        return math.nan, math.nan
-    nll = -logprobs.astype(np.float64)
-    value = math.exp(nll.mean())
-    return value, value * math.sqrt(nll.var() / (n - 1)) if n > 1 else math.nan

@@ -356,6 +356,18 @@ def _serve(text: Path, drafter: Path | str = "", mmproj: Path | str = "") -> dic
     return dict(json.loads(answer) if isinstance(answer, str) else answer)
 
 
+def test_llama_cpp_takes_a_drafter_with_clusters(save: Save, tmp_path: Path) -> None:
+    """It knows nothing of them and reads the whole head."""
+    model = save("e2b")
+    save("e2b-assistant")
+    gemmule.convert(model, tmp_path / "both.gguf", type="F16")
+    text, _, drafter = gemmule.split(tmp_path / "both.gguf", tmp_path / "parts")
+    assert "gemmule.drafter.clusters" in set(_core.GgufFile(str(drafter)).keys())
+    together = _serve(Path(text), Path(drafter))
+    assert together["timings"]["draft_n"] > 0
+    assert together["choices"][0]["text"] == _serve(Path(text))["choices"][0]["text"]
+
+
 def test_llama_cpp_serves_the_split_files_together(bundle: Path, tmp_path: Path) -> None:
     """Text, media and drafter at once: the drafter proposes tokens, the text is that of the one file."""
     (tmp_path / "parts").mkdir()

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import gemmule
+from gemmule import _core
 from gemmule._bench.questions import QUESTIONS
 from gemmule._demo import world
+from gemmule._inspect import section_file
 
 N = 200
 FOLDER = Path(world.__file__).with_name("model")
@@ -56,3 +58,30 @@ def test_the_drafter_inside_the_folder_is_found(tmp_path: Path) -> None:
     assert set(report.sections) == {"mmproj", "drafter"}
     with gemmule.Model(report.path) as model:
         assert model.info.has_drafter
+
+
+def test_the_trained_drafter_knows_what_comes(tmp_path: Path) -> None:
+    """It was trained with transformers' own modules, and guesses nearly every token of a learned sentence."""
+    path = tmp_path / "m.gguf"
+    gemmule.convert(FOLDER, path, type="Q8_0")
+    header = _core.GgufFile(str(path))
+    drafter_file = section_file(header, "drafter")
+    assert drafter_file is not None
+    core = _core.Model(header)
+    drafter, session = _core.Drafter(core, drafter_file), core.session(n_ctx=256)
+    with gemmule.Model(path, n_ctx=64) as model:
+        prompt = np.array(model.render("Hello, who are you?").tokens, np.int32)
+    hidden = session.append_hidden(prompt)[-1]
+    text, drafts = [int(session.logits().argmax())], []
+    for _ in range(14):
+        draft, state = [text[-1]], hidden
+        for _ in range(3):
+            logits, state = drafter.step(session, draft[-1], state, session.n_tokens)
+            draft.append(int(logits.argmax()))
+        drafts.append(draft[1:])
+        hidden = session.append_hidden(np.array(text[-1:], np.int32))[-1]
+        text.append(int(session.logits().argmax()))
+    n = len(text) - 3
+    right = [sum(drafts[i][k] == text[i + 1 + k] for i in range(n)) for k in range(3)]
+    assert right[0] >= n - 1
+    assert min(right) >= n - 3

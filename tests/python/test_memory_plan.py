@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 
 import gemmule
 from gemmule import _core
+from gemmule._inspect import section_file
 from gemmule._plan import Room, choose_plan, largest_context, plan_for
 from gemmule.cli.show import show_command
 from media_model import write_tiny_12b
@@ -157,6 +159,51 @@ def test_embedders_and_an_image_are_counted(tmp_path: Path) -> None:
     assert plan_for(file, n_ctx=1024).media == 0
     with gemmule.Model(path, n_ctx=1024, mmproj=False) as model:
         assert model.plan.media == 0
+
+
+def test_a_grammar_asks_for_its_vocabulary_once(tiny_gemma4_path: Path, free: list[int]) -> None:
+    free[0] = 1 << 40
+    with gemmule.Model(tiny_gemma4_path, n_ctx=256) as model:
+        need = 500 * model.tokenizer.n_vocab
+        room = Room(model._file, model.plan, None)
+        free[0] = model.plan.weights + room.kv(256, "f16") + need - 1
+        session = model.session()
+        answer = {"regex": "[ab]{3}", "max_tokens": 8}
+        with pytest.raises(gemmule.NotEnoughMemoryError, match="ask for plain text") as caught:
+            session.generate([2], **answer)
+        assert (caught.value.need, caught.value.have) == (need, need - 1)
+        session.close()
+        with pytest.raises(gemmule.NotEnoughMemoryError):  # a session made for the request leaves room for it
+            model.generate([2] * 200, regex="[ab]{3}", max_tokens=56)
+        free[0] += 1
+        assert len(model.generate([2] * 200, regex="[ab]{3}", max_tokens=56).text) == 3
+        free[0] -= need
+        assert len(model.generate([2] * 200, regex="[ab]{2}", max_tokens=56).text) == 2
+
+
+def test_a_large_image_asks_for_what_it_needs_beyond_the_plan(tmp_path: Path) -> None:
+    path = write_tiny_12b(tmp_path)
+    file = _core.GgufFile(str(path))
+    embedders = section_file(file, "mmproj")
+    sizes = [_core.image_memory(file, n, n_ctx=2048) for n in (1, 256, 280, 1120)]
+    assert sizes[0] == sizes[1] == 0 < sizes[2] < sizes[3]
+    assert plan_for(file, n_ctx=2048, mmproj=embedders).media > sizes[2]
+    with gemmule.Model(path, n_ctx=2048) as model:
+        usual, large = (_ImageRequest(n) for n in (280, 1120))
+        room = Room(file, model.plan, None)
+        assert room.extra(usual, model.tokenizer, 2048, "f16") == 0
+        need = room.extra(large, model.tokenizer, 2048, "f16")
+        assert need == sizes[3]
+        with pytest.raises(gemmule.NotEnoughMemoryError, match=r"1120 tokens .* use fewer image_tokens"):
+            room.allow(large, need, need - 1)
+        room.allow(large, need, need)
+        assert room.extra(large, model.tokenizer, 2048, "f16") == 0  # the memory is there by now
+
+
+@dataclasses.dataclass
+class _ImageRequest:
+    image_rows: int
+    make_constraint: None = None
 
 
 def test_show_memory_prints_a_table(tiny_gemma4_path: Path) -> None:

@@ -1,7 +1,7 @@
 // The cache and attention on the CPU. With few rows a job is one chunk of 256 positions for the query heads
 // of one key/value head, so that keys and values are read once and all threads have work; the chunks are then
-// combined in ascending order. With many rows a job is a tile of rows that goes through its chunks itself.
-// Both add the same numbers in the same order.
+// combined in ascending order. With many rows a job is a tile of rows that goes through its chunks itself,
+// some thousand positions of them at a time. Both add the same numbers in the same order.
 #include <algorithm>
 #include <cstring>
 
@@ -14,8 +14,7 @@ namespace {
 
 constexpr int64_t kPartBytes = 8 << 20;  // results of chunks that wait to be combined
 constexpr int64_t kFewHeads = 4;         // with fewer query heads a job, the cache would be widened too often
-constexpr int64_t kFarNumbers = 16 << 20;  // of one head's keys; from here on tiles shrink
-constexpr int64_t kFarRows = 16;           // to no fewer than these
+constexpr int64_t kJobProducts = 1 << 29;  // multiply-adds of a job at most, some 20 ms
 constexpr int64_t kSerialParts = 128;      // so many are combined before a second thread would be awake
 
 KvKind kind_of(DType dtype) {
@@ -110,40 +109,53 @@ AttendArgs CpuBackend::attend_args(const Attention& a, int64_t token, int64_t n_
 void CpuBackend::attend(Rows y, Rows q, std::span<const KvRun> runs, std::span<const int64_t> lo,
                         std::span<const int64_t> hi) {
   for (const KvRun& run : runs) {
-    const int64_t n_heads = q.cols / run.kv.head_dim;
-    const Attention a{&run, y, q, lo.data(), hi.data(), n_heads, n_heads / run.kv.n_kv_heads};
-    const int64_t first = *std::min_element(a.lo + run.row, a.lo + run.row + run.n_rows) / kAttendChunk;
-    const int64_t last = (*std::max_element(a.hi + run.row, a.hi + run.row + run.n_rows) - 1) / kAttendChunk;
-    const int64_t chunk_bytes = run.n_rows * n_heads * kernels_.attend_part_floats(run.kv.head_dim) *
-                                static_cast<int64_t>(sizeof(float));
-    const bool is_few =
-        run.n_rows * a.group <= kAttendRows && run.n_rows * n_heads <= kMaxSums && chunk_bytes <= kPartBytes;
-    if (is_few && first < last)
-      attend_chunks(a, first, last + 1, kPartBytes / chunk_bytes);
-    else
-      attend_tiles(a, (last - first + 1) * kAttendChunk);
+    const int64_t n_heads = q.cols / run.kv.head_dim, most = std::max<int64_t>(1, kMaxSums / n_heads);
+    for (int64_t row = 0; row < run.n_rows; row += most) {
+      const KvRun part{run.row + row, std::min(most, run.n_rows - row), run.kv};
+      attend_run({&part, y, q, lo.data(), hi.data(), n_heads, n_heads / run.kv.n_kv_heads});
+    }
   }
 }
 
-// Tiles of query rows that share a key/value head. Far down a long context they have fewer rows, so that a
-// job, and with it a call that is cancelled, does not take long.
-void CpuBackend::attend_tiles(const Attention& a, int64_t n_positions) {
+void CpuBackend::attend_run(const Attention& a) {
+  const int64_t row = a.run->row, n_rows = a.run->n_rows;
+  const int64_t first = *std::min_element(a.lo + row, a.lo + row + n_rows) / kAttendChunk;
+  const int64_t end = (*std::max_element(a.hi + row, a.hi + row + n_rows) - 1) / kAttendChunk + 1;
+  const int64_t chunk_bytes = n_rows * a.n_heads * kernels_.attend_part_floats(a.run->kv.head_dim) *
+                              static_cast<int64_t>(sizeof(float));
+  std::fill_n(sums_.as<float>(), 2 * n_rows * a.n_heads, 0.0f);
+  if (n_rows * a.group <= kAttendRows && chunk_bytes <= kPartBytes && first + 1 < end)
+    attend_chunks(a, first, end, kPartBytes / chunk_bytes);
+  else
+    attend_tiles(a, first, end);
+}
+
+// Tiles of query rows that share a key/value head, all of them as far as a job may go, then the next
+// positions: so a job, and with it a call that is cancelled, does not take long, and the threads read the
+// same keys.
+void CpuBackend::attend_tiles(const Attention& a, int64_t first, int64_t end) {
   const int64_t n_rows = a.run->n_rows;
-  const int64_t rows =
-      std::clamp(kAttendRows * kFarNumbers / (n_positions * a.run->kv.head_dim), kFarRows, kAttendRows);
-  const int64_t heads = n_rows * a.group <= kFewRows ? 1 : std::min(a.group, rows);
-  const int64_t tokens = std::max<int64_t>(1, rows / heads);
+  const int64_t heads = n_rows * a.group <= kFewRows ? 1 : std::min(a.group, kAttendRows);
+  const int64_t tokens = std::max<int64_t>(1, kAttendRows / heads);
   const int64_t jobs_per_group = (a.group + heads - 1) / heads;
   const int64_t head_jobs = a.run->kv.n_kv_heads * jobs_per_group;
   const int64_t tiles = (n_rows + tokens - 1) / tokens;
-  pool_.run(head_jobs * tiles, [&](int64_t job, int thread) {
-    const int64_t kv_head = job % head_jobs / jobs_per_group;
-    const int64_t head = kv_head * a.group + job % jobs_per_group * heads;
-    // The last tokens see the most keys: they go first, so that no long job is left for the end.
-    const int64_t token = (tiles - 1 - job / head_jobs) * tokens;
-    kernels_.attend(attend_args(a, token, std::min(tokens, n_rows - token), head,
-                                std::min(heads, (kv_head + 1) * a.group - head), thread));
-  });
+  const int64_t chunk_products = 2 * heads * tokens * a.run->kv.head_dim * kAttendChunk;
+  const int64_t per_round = std::max<int64_t>(1, kJobProducts / chunk_products);
+  for (int64_t begin = first; begin < end; begin += per_round) {
+    pool_.run(head_jobs * tiles, [&](int64_t job, int thread) {
+      const int64_t kv_head = job % head_jobs / jobs_per_group;
+      const int64_t head = kv_head * a.group + job % jobs_per_group * heads;
+      const int64_t count = std::min(heads, (kv_head + 1) * a.group - head);
+      // The last tokens see the most keys: they go first, so that no long job is left for the end.
+      const int64_t token = (tiles - 1 - job / head_jobs) * tokens;
+      AttendArgs args = attend_args(a, token, std::min(tokens, n_rows - token), head, count, thread);
+      args.begin = begin * kAttendChunk;
+      args.end = (begin + per_round) * kAttendChunk;
+      args.sums = sums_.as<float>() + 2 * (n_rows * head + token * count);
+      kernels_.attend(args);
+    });
+  }
 }
 
 // Chunk by chunk, `per_round` at a time, and then every row through its chunks.
@@ -159,7 +171,6 @@ void CpuBackend::attend_chunks(const Attention& a, int64_t first, int64_t end, i
   const int64_t chunk_parts = n_rows * a.n_heads;  // of all rows: [head jobs][n_rows][heads of the job]
   float* const parts = parts_.as<float>();
   float* const sums = sums_.as<float>();
-  std::fill_n(sums, 2 * chunk_parts, 0.0f);
   for (int64_t begin = first; begin < end; begin += per_round) {
     const int64_t n = std::min(per_round, end - begin);
     pool_.run(n * head_jobs, [&](int64_t job, int thread) {

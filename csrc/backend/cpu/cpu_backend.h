@@ -52,6 +52,7 @@ class CpuBackend final : public Backend {
   void layer_norm(Rows y, Rows x, const Tensor& w, const Tensor& b, float eps) override;
   using Backend::matmul;
   void matmul(std::span<const Product> products, Rows x) override;
+  void matmul_rows(Rows y, const Tensor& w, Rows x, std::span<const int32_t> rows) override;
   void gated_gelu(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, Rows x) override;
   void gelu_mul(Rows y, Rows gate, Rows up, int64_t up_col) override;
   void head_norm_rope(Rows x, int64_t head_dim, const Tensor& w, float eps, Rows cos, Rows sin,
@@ -100,13 +101,14 @@ class CpuBackend final : public Backend {
   };
   static constexpr int64_t kAttendRows = 64;    // query rows of one attention job at most
   static constexpr int64_t kFewRows = 16;       // up to so many, every head is a job
-  static constexpr int64_t kMaxSums = 1 << 16;  // rows times heads whose chunks are combined afterwards
+  static constexpr int64_t kMaxSums = 1 << 16;  // rows times heads that are attended to at a time
   static constexpr int64_t kMaxTurned = 1024;   // numbers of a key that are stored beside the values
   void reserve_attention(int64_t max_head_dim, size_t& scratch_bytes);
   void store_row(const KvView& kv, const float* x, int64_t n, uint8_t* to) const;
   AttendArgs attend_args(const Attention& a, int64_t token, int64_t n_tokens, int64_t head, int64_t n_heads,
                          int thread);
-  void attend_tiles(const Attention& a, int64_t n_positions);
+  void attend_run(const Attention& a);
+  void attend_tiles(const Attention& a, int64_t first, int64_t end);
   void attend_chunks(const Attention& a, int64_t first, int64_t end, int64_t per_round);
   // What a product reads. May pack a piece of it first, by the rows of the step: the head has few, but
   // packing it is a small part of a long step.

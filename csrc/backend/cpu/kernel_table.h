@@ -71,6 +71,10 @@ struct AttendArgs {
   int64_t ring;  // a multiple of 256
   const int64_t* lo;
   const int64_t* hi;
+  // `attend` alone: the part of the positions that this call is for, in whole chunks, and f32 [n_rows][2]
+  // that begin with zeros and carry a row from one part to the next.
+  int64_t begin, end;
+  float* sums;
   void* scratch;  // attend_scratch_bytes(head_dim, rows), 64-byte aligned
 };
 inline constexpr int kAttendChunk = 256;
@@ -110,6 +114,7 @@ struct KernelTable {
   void (*route)(const float* scores, int64_t n, const float* scale, int64_t n_used, int32_t* expert,
                 float* weight) noexcept;
 
+  // A row is done when the part that holds the last hi of all rows is.
   void (*attend)(const AttendArgs& args) noexcept;
   // What the chunk of positions [base, base + 256) adds to every row: parts [n_rows][attend_part_floats], in
   // the order of tokens, then heads; 64-byte aligned. `out` is not used.

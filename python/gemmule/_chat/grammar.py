@@ -35,6 +35,7 @@ __all__ = [
     "Vocabulary",
     "background",
     "grammar_of",
+    "guidance_memory",
     "guidance_tokenizer",
     "lark_source",
     "prepare_guidance",
@@ -45,6 +46,7 @@ _MAX_PARTS = 2000  # rules and groups; bounds how deep the native compiler can r
 _MAX_GROUPS = 64
 _STACK = 16 << 20
 _KEPT = 32  # compiled grammars per vocabulary
+_PER_TOKEN = 500  # bytes of the vocabulary, measured with 262,144 tokens
 _TYPE_USER, _TYPE_UNUSED = 4, 5
 # Between two tokens of JSON: nothing, one space, or one line break with indentation.
 _WHITESPACE = r"(\n {0,24}| )?"
@@ -470,6 +472,11 @@ def prepare_guidance(tokenizer: "Tokenizer") -> None:
 def guidance_tokenizer(tokenizer: "Tokenizer") -> Vocabulary:
     """The vocabulary of this tokenizer, built once."""
     return _building(tokenizer).result()
+
+
+def guidance_memory(tokenizer: "Tokenizer") -> int:
+    """Bytes that building the vocabulary will take; 0 once it is built."""
+    return 0 if tokenizer in _vocabularies else tokenizer.n_vocab * _PER_TOKEN
 
 
 def _building(tokenizer: "Tokenizer") -> "Future[Vocabulary]":

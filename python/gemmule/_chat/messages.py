@@ -20,7 +20,7 @@ from gemmule._errors import MediaError
 if TYPE_CHECKING:
     from gemmule._media.parts import MediaPart
 
-__all__ = ["Message", "MessageLike", "Role", "ToolCall", "normalize"]
+__all__ = ["Message", "MessageLike", "Role", "ToolCall", "is_conversation", "normalize"]
 
 Role = Literal["system", "user", "assistant", "tool"]
 MessageLike: TypeAlias = "str | Message | Mapping[str, Any]"
@@ -126,6 +126,12 @@ class Message:
         if self.name is not None:
             out["name"] = self.name
         return out
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether these are messages, not text or its parts."""
+    first = value[0] if isinstance(value, Sequence) and not isinstance(value, str) and len(value) else value
+    return isinstance(first, Message | dict)
 
 
 def normalize(

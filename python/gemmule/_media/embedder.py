@@ -4,6 +4,7 @@ The embedders live in the file's own mmproj section, in a file given as `mmproj`
 model. They are opened when the first picture or sound arrives.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmule import _core
+from gemmule._checks import path_text
 from gemmule._errors import FormatError, UnsupportedError
+from gemmule._inspect import info_of, section_file
 from gemmule._media.cache import EmbeddingCache
 from gemmule._media.parts import Audio, Image, Kept, KeptRows, MediaPart
 from gemmule._media.settings import MediaSettings
@@ -22,7 +25,7 @@ from gemmule._media.settings import MediaSettings
 if TYPE_CHECKING:
     from gemmule._tokenizer import Tokenizer
 
-__all__ = ["MediaFrontEnd", "MediaPiece", "Prepared", "find_mmproj"]
+__all__ = ["MediaFrontEnd", "MediaPiece", "Prepared", "open_mmproj"]
 
 _CACHE_BYTES = 256 << 20
 
@@ -181,7 +184,22 @@ def _compute(
     return embedder.embed_audio(source.samples, stop=stop)
 
 
-def find_mmproj(path: Path, d_model: int) -> Path | None:
+def open_mmproj(
+    file: _core.GgufFile, mmproj: str | os.PathLike[str] | Literal[False] | None
+) -> _core.GgufFile | None:
+    """The embedders of a model: those named; None takes those inside its file, else beside it; False none."""
+    if mmproj is False:
+        return None
+    if mmproj is not None:
+        return _core.GgufFile(path_text(mmproj))
+    inside = section_file(file, "mmproj")
+    if inside is not None:
+        return inside
+    beside = _find_beside(Path(file.path), info_of(file).d_model)
+    return None if beside is None else _core.GgufFile(str(beside))
+
+
+def _find_beside(path: Path, d_model: int) -> Path | None:
     """The media file lying beside a model, when there is exactly one that fits its width."""
     fitting = []
     for candidate in sorted(path.parent.glob("*mmproj*.gguf")):

@@ -52,11 +52,11 @@ class Soak {
         append(t, some(t, 1 + pick(60)), nullptr);
         break;
       case 2:
-        append(t, some(t, 1 + pick(400)), nullptr);
+        append(t, some(t, 1 + pick(250)), nullptr);
         break;
       case 3:
       case 4:
-        for (int64_t n = pick(120); n > 0; --n) append(t, some(t, 1), nullptr);
+        for (int64_t n = pick(24); n > 0; --n) append(t, some(t, 1), nullptr);
         break;
       case 5:
         append_image(t);
@@ -87,7 +87,7 @@ class Soak {
   }
 
  private:
-  static constexpr int64_t kContext = 1500;
+  static constexpr int64_t kContext = 700;  // the rings have 256 slots
   static constexpr size_t kMost = 4;
 
   int64_t pick(int64_t n) { return static_cast<int64_t>(random_() % static_cast<uint32_t>(n)); }
@@ -154,7 +154,7 @@ class Soak {
     stop.set_poll([&] {
       if (--left < 0) stop.cancel();
     });
-    const std::vector<int32_t> tokens = some(t, 1 + pick(300));
+    const std::vector<int32_t> tokens = some(t, 1 + pick(120));
     try {
       append(t, tokens, &stop);
     } catch (const Cancelled&) {

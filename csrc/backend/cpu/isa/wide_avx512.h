@@ -34,7 +34,10 @@ inline Wide wide_widen(const float* p) noexcept { return wide_widen(p, p + 8); }
 inline Wide wide_widen(const Half* p) noexcept {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
-inline Wide wide_widen(const int8_t* p) noexcept { return wide_widen(p, p + 8); }
+inline Wide wide_widen(const int8_t* p) noexcept {
+  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))};
+}
 inline Wide wide_scales(Half a, Half b) noexcept {
   return {_mm512_insertf32x8(_mm512_castps256_ps512(set1(a).v), set1(b).v, 1)};
 }

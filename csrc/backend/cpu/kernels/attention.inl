@@ -58,8 +58,7 @@ struct AttendScratch {
   int64_t* begin;       // [rows]: first and last + 1 visible position inside the chunk
   int64_t* end;         // [rows]
   Joint* joint;         // [rows]: of the group that starts at this row
-  float* parts;         // f32 [rows][attend_part_floats]; used by `attend` only, as are the next two
-  float* sums;          // f32 [rows][2]
+  float* parts;         // f32 [rows][attend_part_floats]; used by `attend` only, as is the next one
   float** out;          // [rows]: where the result of the row goes
 };
 
@@ -82,7 +81,6 @@ inline AttendScratch cut_scratch(uint8_t* at, int64_t head_dim, int64_t n_rows) 
   s.keys = take<float>(at, key_tile(head_dim) * padded(head_dim));
   s.values = take<float>(at, kValueTile * kPanel);
   s.parts = take<float>(at, rows * attend_part_floats(head_dim));
-  s.sums = take<float>(at, rows * 2);
   s.query = take<const float*>(at, rows);
   s.out = take<float*>(at, rows);
   s.begin = take<int64_t>(at, rows);
@@ -93,7 +91,7 @@ inline AttendScratch cut_scratch(uint8_t* at, int64_t head_dim, int64_t n_rows) 
 
 inline size_t attend_scratch_bytes(int64_t head_dim, int64_t n_rows) noexcept {
   const int64_t rows = padded_rows(n_rows);
-  const int64_t floats = rows * (kScoreStride + attend_part_floats(head_dim) + padded(head_dim) + 2) +
+  const int64_t floats = rows * (kScoreStride + attend_part_floats(head_dim) + padded(head_dim)) +
                          key_tile(head_dim) * padded(head_dim) + kValueTile * kPanel;
   const size_t per_row = 2 * sizeof(float*) + 2 * sizeof(int64_t) + sizeof(Joint);
   return sizeof(float) * static_cast<size_t>(floats) + per_row * static_cast<size_t>(rows);
@@ -283,8 +281,8 @@ inline void prefetch_next(const AttendArgs& args, int64_t t0, int64_t t1, int64_
 // Whether one micro-tile has all rows, and the cache holds numbers that it can read.
 template <class Kv>
 inline bool is_direct(const AttendArgs& args, int64_t n_rows) noexcept {
-  return sizeof(Kv) <= sizeof(float) && group_of(n_rows) == n_rows && args.n_turned == 0 &&
-         args.head_dim % 16 == 0;
+  constexpr int64_t kRun = sizeof(Kv) <= sizeof(float) ? 16 : 32;  // numbers read together
+  return group_of(n_rows) == n_rows && args.n_turned == 0 && args.head_dim % kRun == 0;
 }
 
 // Scores of the chunk whose first slot is `slot`, straight from the cache.
@@ -292,14 +290,14 @@ template <class Kv>
 inline void score_direct(const AttendArgs& args, const AttendScratch& s, int64_t n_rows, Span seen,
                          int64_t slot) noexcept {
   constexpr int64_t kTile = 16;
-  const int64_t dim = args.head_dim;
+  const int64_t dim = args.head_dim, row = args.k_row / static_cast<int64_t>(sizeof(Kv));
   for (int64_t t0 = seen.begin; t0 < seen.end; t0 += kTile) {
     const int64_t t1 = smaller(t0 + kTile, seen.end), n = t1 - t0, n_pairs = n / 2;
     const Kv* keys = slot_of<Kv>(args.k, slot + t0, args.k_row);
     prefetch_next(args, slot + t0, slot + t1, slot + seen.end);
-    score_group(n_rows, s.query, SlotKeys<Kv>{keys, dim, dim}, n_pairs, dim, s.scores + t0);
+    score_group(n_rows, s.query, SlotKeys<Kv>{keys, row, row}, n_pairs, dim, s.scores + t0);
     if (n % 2 != 0)
-      score_group(n_rows, s.query, SlotKeys<Kv>{keys + 2 * n_pairs * dim, dim, 0}, 1, dim,
+      score_group(n_rows, s.query, SlotKeys<Kv>{keys + 2 * n_pairs * row, row, 0}, 1, dim,
                   s.scores + t0 + 2 * n_pairs);
   }
 }
@@ -337,7 +335,8 @@ inline void value_direct(const AttendArgs& args, const AttendScratch& s, int64_t
                          int64_t slot, float* parts) noexcept {
   const int64_t stride = attend_part_floats(args.head_dim);
   s.joint[0] = joint_span(s, 0, n_rows, seen.begin, seen.end);
-  const SlotValues<Kv> values{slot_of<Kv>(args.v, slot + seen.begin, args.v_row), args.head_dim};
+  const SlotValues<Kv> values{slot_of<Kv>(args.v, slot + seen.begin, args.v_row),
+                              args.v_row / static_cast<int64_t>(sizeof(Kv))};
   value_group(n_rows, s, 0, seen, values, args.head_dim, parts, stride);
 }
 
@@ -375,10 +374,10 @@ inline void attend_chunk_of(const AttendArgs& args, const AttendScratch& s, int6
   const int64_t slot = base % args.ring;  // the ring is whole chunks, so a chunk never wraps
   const Span seen = clip_to_chunk(args, s, base);
   const bool direct = is_direct<Kv>(args, n_rows) && seen.begin < seen.end;
-  if constexpr (sizeof(Kv) <= sizeof(float)) {
-    if (direct) score_direct<Kv>(args, s, n_rows, seen, slot);
-  }
-  if (!direct) score_chunk<Kv>(args, s, n_rows, seen, slot);
+  if (direct)
+    score_direct<Kv>(args, s, n_rows, seen, slot);
+  else
+    score_chunk<Kv>(args, s, n_rows, seen, slot);
   for (int64_t row = 0; row < n_rows; ++row) {
     float* sums = parts + row * stride + padded_dim(args.head_dim);
     sums[0] = sums[1] = 0.0f;
@@ -387,10 +386,10 @@ inline void attend_chunk_of(const AttendArgs& args, const AttendScratch& s, int6
     if (s.begin[row] < s.end[row])
       softmax_chunk(s.scores + row * kScoreStride, s.begin[row], s.end[row], sums);
   }
-  if constexpr (sizeof(Kv) <= sizeof(float)) {
-    if (direct) value_direct<Kv>(args, s, n_rows, seen, slot, parts);
-  }
-  if (!direct) value_chunk<Kv>(args, s, n_rows, seen, slot, parts);
+  if (direct)
+    value_direct<Kv>(args, s, n_rows, seen, slot, parts);
+  else
+    value_chunk<Kv>(args, s, n_rows, seen, slot, parts);
 }
 
 inline void attend_chunk_with(const AttendArgs& args, const AttendScratch& s, int64_t base,
@@ -454,22 +453,22 @@ inline void attend_join(float* out, float* sums, const float* parts, int64_t ste
 inline void attend(const AttendArgs& args) noexcept {
   const int64_t heads = args.head_end - args.head_begin, n_rows = row_count(args);
   if (n_rows <= 0) return;
-  const AttendScratch s = prepare_rows(args);
-  const int64_t stride = attend_part_floats(args.head_dim);
   int64_t lo = args.lo[0], hi = args.hi[0];
-  for (int64_t t = 0, row = 0; t < args.n_tokens; ++t) {
+  for (int64_t t = 1; t < args.n_tokens; ++t) {
     lo = smaller(lo, args.lo[t]);
     hi = larger(hi, args.hi[t]);
-    for (int64_t h = 0; h < heads; ++h, ++row) {
-      s.out[row] = args.out + t * args.out_stride + (args.head_begin + h) * args.head_dim;
-      s.sums[2 * row] = s.sums[2 * row + 1] = 0.0f;
-    }
   }
-  for (int64_t base = lo / kAttendChunk * kAttendChunk; base < hi; base += kAttendChunk) {
+  const int64_t begin = larger(lo / kAttendChunk * kAttendChunk, args.begin), end = smaller(hi, args.end);
+  if (begin >= end) return;
+  const AttendScratch s = prepare_rows(args);
+  for (int64_t row = 0; row < n_rows; ++row)
+    s.out[row] = args.out + row / heads * args.out_stride + (args.head_begin + row % heads) * args.head_dim;
+  const int64_t stride = attend_part_floats(args.head_dim);
+  for (int64_t base = begin; base < end; base += kAttendChunk) {
     attend_chunk_with(args, s, base, s.parts);
     const bool last = base + kAttendChunk >= hi;
     for (int64_t row = 0; row < n_rows; ++row)
-      attend_join(s.out[row], s.sums + 2 * row, s.parts + row * stride, stride, 1, args.head_dim, last);
+      attend_join(s.out[row], args.sums + 2 * row, s.parts + row * stride, stride, 1, args.head_dim, last);
   }
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "backend/cpu/kernel_table.h"
+#include "quant/blocks.h"
 
 namespace gemmule {
 namespace {
@@ -32,23 +33,44 @@ inline constexpr int kSlotWides = kRows <= 2 && kWideSums >= 24 ? 8
 // Rows of a power of two would all lie in the same few sets of the first cache.
 inline int64_t padded(int64_t dim) noexcept { return dim + 16; }
 
-// Numbers [d, d + 8) of both keys of a pair.
+// Numbers [d, d + 8) of both keys of a pair; those of kRun dims have one scale.
+struct NoScale {};
 struct TileKeys {
+  static constexpr int64_t kRun = 8;
   const float* at;
   int64_t stride;  // of a pair
-  Wide get(int64_t pair, int64_t d) const noexcept { return wide_load(at + pair * stride + 2 * d); }
+  NoScale scale(int64_t, int64_t) const noexcept { return {}; }
+  Wide get(NoScale, int64_t pair, int64_t d) const noexcept { return wide_load(at + pair * stride + 2 * d); }
   TileKeys from(int64_t pair) const noexcept { return {at + pair * stride, stride}; }
 };
-// partner: from the first key of a pair to the second, 0 for a key without one.
+// row: from one key to the next. partner: from the first key of a pair to the second, 0 for a key without
+// one.
 template <class Kv>
 struct SlotKeys {
+  static constexpr int64_t kRun = 8;
   const Kv* at;
-  int64_t dim, partner;
-  Wide get(int64_t pair, int64_t d) const noexcept {
-    const Kv* key = at + 2 * pair * dim + d;
+  int64_t row, partner;
+  NoScale scale(int64_t, int64_t) const noexcept { return {}; }
+  Wide get(NoScale, int64_t pair, int64_t d) const noexcept {
+    const Kv* key = at + 2 * pair * row + d;
     return wide_widen(key, key + partner);
   }
-  SlotKeys from(int64_t pair) const noexcept { return {at + 2 * pair * dim, dim, partner}; }
+  SlotKeys from(int64_t pair) const noexcept { return {at + 2 * pair * row, row, partner}; }
+};
+template <>
+struct SlotKeys<BlockQ8_0> {
+  static constexpr int64_t kRun = 32;
+  const BlockQ8_0* at;
+  int64_t row, partner;  // in blocks
+  Wide scale(int64_t pair, int64_t d) const noexcept {
+    const BlockQ8_0* block = at + 2 * pair * row + d / 32;
+    return wide_scales(Half{block->d}, Half{block[partner].d});
+  }
+  Wide get(Wide scale, int64_t pair, int64_t d) const noexcept {
+    const BlockQ8_0* block = at + 2 * pair * row + d / 32;
+    return wide_mul(scale, wide_widen(block->q + d % 32, block[partner].q + d % 32));
+  }
+  SlotKeys from(int64_t pair) const noexcept { return {at + 2 * pair * row, row, partner}; }
 };
 
 // 16 numbers of a position.
@@ -60,9 +82,22 @@ struct PanelValues {
 template <class Kv>
 struct SlotValues {
   const Kv* at;
-  int64_t dim;
-  Wide get(int64_t position, int w) const noexcept { return wide_widen(at + position * dim + 16 * w); }
-  SlotValues from(int64_t position, int64_t d) const noexcept { return {at + position * dim + d, dim}; }
+  int64_t row;  // from one position to the next
+  Wide get(int64_t position, int w) const noexcept { return wide_widen(at + position * row + 16 * w); }
+  SlotValues from(int64_t position, int64_t d) const noexcept { return {at + position * row + d, row}; }
+};
+template <>
+struct SlotValues<BlockQ8_0> {
+  const BlockQ8_0* at;
+  int64_t row;       // in blocks
+  int64_t half = 0;  // the number of a block at which the first 16 begin: 16 only where no others follow
+  Wide get(int64_t position, int w) const noexcept {
+    const BlockQ8_0& block = at[position * row + w / 2];
+    return wide_mul(wide_scales(Half{block.d}, Half{block.d}), wide_widen(block.q + half + w % 2 * 16));
+  }
+  SlotValues from(int64_t position, int64_t d) const noexcept {
+    return {at + position * row + d / 32, row, d % 32};
+  }
 };
 
 // out[i] = sum8(a[i]), eight at a time where possible.
@@ -88,15 +123,21 @@ inline void score_tile(const float* const* q, const Keys& keys, int64_t dim, flo
 #pragma GCC unroll 8
     for (int w = 0; w < kWides; ++w) acc[r][w] = wide_zero();
   }
-  for (int64_t d = 0; d < dim; d += 8) {
-    Wide key[kWides];
+  for (int64_t run = 0; run < dim; run += Keys::kRun) {
+    decltype(keys.scale(0, 0)) scale[kWides];
 #pragma GCC unroll 8
-    for (int w = 0; w < kWides; ++w) key[w] = keys.get(w, d);
+    for (int w = 0; w < kWides; ++w) scale[w] = keys.scale(w, run);
+#pragma GCC unroll 4
+    for (int64_t d = run; d < run + Keys::kRun; d += 8) {
+      Wide key[kWides];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Wide a = wide_twice(row[r] + d);
+      for (int w = 0; w < kWides; ++w) key[w] = keys.get(scale[w], w, d);
 #pragma GCC unroll 8
-      for (int w = 0; w < kWides; ++w) acc[r][w] = wide_fma(a, key[w], acc[r][w]);
+      for (int r = 0; r < kRows; ++r) {
+        const Wide a = wide_twice(row[r] + d);
+#pragma GCC unroll 8
+        for (int w = 0; w < kWides; ++w) acc[r][w] = wide_fma(a, key[w], acc[r][w]);
+      }
     }
   }
   F8 lanes[kRows * kWides * 2];

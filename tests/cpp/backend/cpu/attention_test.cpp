@@ -151,8 +151,9 @@ class Guarded {
   size_t n_;
 };
 
-// Runs the tokens [t0, t1) and the heads [h0, h1) with a ring that holds only what they see. With per_round >
-// 0, chunk by chunk, so many of them before they are combined.
+// Runs the tokens [t0, t1) and the heads [h0, h1) with a ring that holds only what they see: one row at once,
+// several by parts of two chunks. With per_round > 0, chunk by chunk, so many of them before they are
+// combined.
 void run_part(const KernelTable& table, const Problem& p, int64_t ring, size_t t0, size_t t1, int64_t h0,
               int64_t h1, std::vector<float>& out, int64_t per_round = 0) {
   std::vector<int64_t> los, his;
@@ -183,9 +184,14 @@ void run_part(const KernelTable& table, const Problem& p, int64_t ring, size_t t
   a.lo = los.data();
   a.hi = his.data();
   a.scratch = scratch.data();
-  if (per_round == 0) table.attend(a);
   const int64_t part = table.attend_part_floats(p.dim), end = (hi + 255) / 256;
   std::vector<float> sums(static_cast<size_t>(2 * n_rows));
+  a.sums = sums.data();
+  const int64_t step = n_rows == 1 ? end * 256 : 512;
+  for (a.begin = 0; per_round == 0 && a.begin < hi; a.begin = a.end) {
+    a.end = a.begin + step;
+    table.attend(a);
+  }
   for (int64_t first = lo / 256, n; per_round > 0 && first < end; first += n) {
     n = std::min(per_round, end - first);
     Guarded parts(static_cast<size_t>(n * n_rows * part) * sizeof(float));

@@ -1,12 +1,14 @@
 // What the backend adds to the kernels: splitting into jobs, choosing the form of the input, placing rows.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
 #include <vector>
 
-#include "backend/backend.h"
+#include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/kernel_select.h"
 #include "core/thread_pool.h"
 #include "quant/codec.h"
 
@@ -69,6 +71,25 @@ TEST_CASE("products of mixed types share one input and are right, for one and ma
             CHECK(std::abs(y.data[t * y.cols + r] - dot) < 0.05 * std::sqrt(norm) + 1e-4);
           }
         }
+      }
+    }
+  }
+}
+
+TEST_CASE("chosen rows of a product have the bits of the whole one, and the others stay") {
+  const auto be = open_cpu("", 3);
+  be->reserve(3, 512, 64);
+  std::vector<int32_t> chosen;
+  for (int32_t i = 0; i < 200; ++i) chosen.push_back(i * 77 % 300);  // in no order, some twice
+  for (const DType dtype : {DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_K, DType::Q6_K}) {
+    const Matrix w(dtype, 300, 512, 1);
+    for (const int64_t n : {1, 3}) {
+      const Rows x = filled(*be, n, 512, 2), all = be->alloc(n, 300), some = be->alloc(n, 300);
+      be->matmul(all, w.tensor, x);
+      be->matmul_rows(some, w.tensor, x, chosen);
+      for (int64_t i = 0; i < n * 300; ++i) {
+        const bool is_chosen = std::count(chosen.begin(), chosen.end(), i % 300) > 0;
+        CHECK(some.data[i] == (is_chosen ? all.data[i] : 0.0f));
       }
     }
   }
@@ -242,4 +263,54 @@ TEST_CASE(
   }
   const std::vector<float> few = attend_last(1, DType::F16, 300, 2, 2);
   CHECK(attend_last(24, DType::F16, 300, 2, 1) == few);  // more threads than chunks
+}
+
+namespace {
+
+// Multiply-adds of attention since the last look at a stop token, the most between two looks, and all of
+// them.
+struct Work {
+  int64_t now = 0, most = 0, all = 0;
+} work;
+
+void add_work(const AttendArgs& a, int64_t begin, int64_t end) noexcept {
+  for (int t = 0; t < a.n_tokens; ++t)
+    work.now += 2 * (a.head_end - a.head_begin) * a.head_dim *
+                std::max<int64_t>(0, std::min(end, a.hi[t]) - std::max(begin, a.lo[t]));
+}
+
+}  // namespace
+
+TEST_CASE("attention over 256K positions looks at the stop token every half a billion multiply-adds") {
+  constexpr int64_t kPositions = 262144, kDim = 512, kHeads = 16;
+  KernelTable counting = select_kernels(detect_cpu_features(), "scalar");
+  counting.attend = [](const AttendArgs& a) noexcept { add_work(a, a.begin, a.end); };
+  counting.attend_chunk = [](const AttendArgs& a, int64_t base, float*) noexcept {
+    add_work(a, base, base + kAttendChunk);
+  };
+  counting.attend_join = [](float*, float*, const float*, int64_t, int64_t, int64_t, bool) noexcept {};
+  CpuBackend be(counting, 1);
+  be.reserve(256, kHeads * kDim, kDim);
+  StopToken stop;
+  stop.set_poll([] {
+    work.most = std::max(work.most, work.now);
+    work.all += work.now;
+    work.now = 0;
+  });
+  be.watch(&stop);
+  const KvView cache{DType::F16, 1, kDim, kPositions, nullptr, nullptr, 64};
+  const Rows q = be.alloc(256, kHeads * kDim), y = be.alloc(256, kHeads * kDim);
+  for (const int64_t n_rows : {1, 4, 5, 16, 256}) {
+    CAPTURE(n_rows);
+    const std::vector<int64_t> lo(static_cast<size_t>(n_rows), 0);
+    std::vector<int64_t> hi;
+    int64_t seen = 0;
+    for (int64_t i = 0; i < n_rows; ++i) seen += hi.emplace_back(kPositions - n_rows + 1 + i);
+    const KvRun run{0, n_rows, cache};
+    work = {};
+    be.attend(y.first(n_rows), q.first(n_rows), std::span(&run, 1), lo, hi);
+    stop.check();
+    CHECK(work.most <= 1 << 29);
+    CHECK(work.all == 2 * kHeads * kDim * seen);
+  }
 }

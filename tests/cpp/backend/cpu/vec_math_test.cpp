@@ -144,7 +144,7 @@ TEST_CASE("every level computes exp with the bits of the scalar level") {
     std::vector<uint8_t> scratch(table->attend_scratch_bytes(8, 1) + 64);
     for (float x = 0; x > -110; x -= 0.0137f) {
       const float q[8] = {1};
-      float out[8];
+      float out[8], sums[2] = {};
       k[8] = x;
       const int64_t lo = 0, hi = 2;
       AttendArgs a{};
@@ -159,6 +159,8 @@ TEST_CASE("every level computes exp with the bits of the scalar level") {
       a.ring = 256;
       a.lo = &lo;
       a.hi = &hi;
+      a.end = hi;
+      a.sums = sums;
       a.scratch = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
       table->attend(a);
       const float p = x < -64.0f ? 0.0f : exp_one(x), l = 1.0f + p;
