@@ -70,7 +70,7 @@ def measure_speed(
         machine.refuse_if_busy()
     facts = machine.describe()
     digests = {subject.path: file_digest(subject.path) for subject in subjects}
-    series: list[dict[str, _Series]] = [{} for _ in subjects]
+    series: list[dict[tuple[Any, ...], _Series]] = [{} for _ in subjects]
     notes: list[dict[str, Any]] = [{"yardstick": [], "others": [], "clean": True} for _ in subjects]
     for number in range(plan.rounds):
         for i, subject in enumerate(subjects):
@@ -83,7 +83,8 @@ def measure_speed(
             notes[i]["clean"] &= note["clean"]
             for test in found["tests"]:
                 seconds = test.pop("seconds")
-                series[i].setdefault(repr(test), _Series(test)).seconds.append(seconds)
+                key = tuple(test.get(name) for name in ("n_prompt", "n_gen", "n_depth", "test"))
+                series[i].setdefault(key, _Series(test)).seconds.append(seconds)
     session = f"{time.time_ns():x}"
     rows = []
     for subject, tests, note in zip(subjects, series, notes, strict=True):
