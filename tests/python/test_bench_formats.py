@@ -22,6 +22,7 @@ from gemmule._bench.quality_report import indistinguishable
 from gemmule._bench.record import head
 from gemmule._bench.report import write_report
 from gemmule._bench.terminal import terminal_plots
+from gemmule.cli import run_command_line
 
 # What llama-bench of 2026-10 writes into every row of its own.
 FIELDS = [
@@ -181,7 +182,9 @@ def test_a_report_is_complete_and_needs_nothing_else(tmp_path: Path) -> None:
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", "")
-    assert formats.read_rows(tmp_path)
+    again = tmp_path / "again"
+    assert run_command_line(["bench", "report", str(tmp_path), "-o", str(again)]) == 0
+    assert (again / "report.md").read_text() == (tmp_path / "report.md").read_text()
 
 
 def test_only_pictures_with_rows_are_drawn(tmp_path: Path) -> None:
