@@ -123,7 +123,14 @@ def test_everything_in_one_command(tiny_gemma4_path: Path, tmp_path: Path) -> No
     done = command("bench", "all", tiny_gemma4_path, "--ref", tiny_gemma4_path, "-o", folder, *options)
     assert done.returncode == 0, done.stderr
     names = {Path(line).name for line in done.stdout.splitlines()}
-    assert {"speed.jsonl", "memory.jsonl", "quality.jsonl", "report.md", "report.html", "speed.svg"} <= names
+    assert {
+        "speed.jsonl",
+        "memory.jsonl",
+        "quality.jsonl",
+        "report.md",
+        "report.html",
+        "speed-single.svg",
+    } <= names
     memory = [json.loads(line) for line in (folder / "memory.jsonl").read_text().splitlines()]
     assert [(row["gm_n_ctx"], row["type_k"]) for row in memory] == [(64, "q8_0")]
     assert all(row["gm_kv_bytes"] == row["gm_planned_kv"] for row in memory)

@@ -16,11 +16,13 @@ import pytest
 import gemmule
 from bench_rows import memory_row, quality_row, speed_row
 from gemmule._bench import formats
-from gemmule._bench.plots import pareto, write_plots
+from gemmule._bench.charts import pareto
+from gemmule._bench.plots import write_plots
 from gemmule._bench.quality_report import indistinguishable
 from gemmule._bench.record import head
 from gemmule._bench.report import write_report
 from gemmule._bench.terminal import terminal_plots
+from gemmule.cli import run_command_line
 
 # What llama-bench of 2026-10 writes into every row of its own.
 FIELDS = [
@@ -68,6 +70,9 @@ FIELDS = [
     "samples_ns",
     "samples_ts",
 ]
+
+PICTURES = ["size-quality", "speed-single", "speed-prompt", "memory"]
+PICTURES += ["depth", "roofline", "categories", "drafting"]
 
 
 def rows() -> list[dict[str, object]]:
@@ -160,20 +165,31 @@ def test_what_overlaps_is_called_indistinguishable() -> None:
 def test_a_report_is_complete_and_needs_nothing_else(tmp_path: Path) -> None:
     written = {path.name for path in write_report(rows(), tmp_path)}
     assert {"speed.jsonl", "memory.jsonl", "quality.jsonl", "report.md", "report.html"} <= written
-    for name in ("size-quality", "speed", "memory", "depth", "roofline", "categories", "drafting"):
+    for name in (
+        "size-quality",
+        "speed-single",
+        "speed-prompt",
+        "memory",
+        "depth",
+        "roofline",
+        "categories",
+        "drafting",
+    ):
         ElementTree.parse(tmp_path / f"{name}.svg")
         assert f"{name}.csv" in written
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 7
+    assert page.count("<svg") == 8
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", "")
-    assert formats.read_rows(tmp_path)
+    again = tmp_path / "again"
+    assert run_command_line(["bench", "report", str(tmp_path), "-o", str(again)]) == 0
+    assert (again / "report.md").read_text() == (tmp_path / "report.md").read_text()
 
 
 def test_only_pictures_with_rows_are_drawn(tmp_path: Path) -> None:
     written = write_plots([speed_row(1.0)], tmp_path, png=True)
-    assert [path.name for path in written] == ["speed.svg", "speed.png", "speed.csv"]
+    assert [path.name for path in written] == ["speed-single.svg", "speed-single.png", "speed-single.csv"]
 
 
 def test_pictures_in_the_terminal() -> None:

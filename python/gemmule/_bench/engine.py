@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gemmule._bench.record import build_id
+
 __all__ = ["Engine", "Ids", "Subject", "open_engine"]
 
 Ids = NDArray[np.int32]
@@ -32,6 +34,7 @@ class Engine(Protocol):
     n_vocab: int
     n_threads: int
     isa: str
+    build: str  # of the library: the beginning of its digest
 
     def run(self, ids: Ids) -> int: ...
     def start(self, ids: Ids) -> None:
@@ -67,6 +70,7 @@ class _Gemmule:
         self.n_vocab = self._core.n_vocab
         self.n_threads = self._core.n_threads
         self.isa = self._core.isa
+        self.build = build_id(str(_core.__file__))
 
     def _new_session(self) -> Any:
         return self._core.session(n_ctx=self.model.n_ctx, kv_type=self.model.plan.kv_type, snapshot_limit=0)
@@ -121,6 +125,7 @@ class _LlamaCpp:
         self.n_vocab, self.n_threads = self._engine.n_vocab, n_threads
         flags = (flag.split("=") for flag in self._engine.system_info.split("|") if "=" in flag)
         self.isa = " ".join(name.strip() for name, value in flags if value.strip() == "1")
+        self.build = build_id(self._engine.library)
 
     def run(self, ids: Ids) -> int:
         for first in range(0, len(ids), 2048):

@@ -31,11 +31,11 @@ _NEUTRAL: Row = {
 }  # fmt: skip
 
 
-def build_id() -> str:
-    """Eight hex digits of the core's own file: two builds of one version differ."""
+def build_id(library: str = "") -> str:
+    """Eight hex digits of a library's file, by default the core's: two builds of one version differ."""
     from gemmule import _core
 
-    return hashlib.sha256(Path(str(_core.__file__)).read_bytes()).hexdigest()[:8]
+    return file_digest(library or str(_core.__file__))[:8]
 
 
 def file_digest(path: str) -> str:

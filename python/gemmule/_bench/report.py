@@ -63,7 +63,9 @@ def _sections(rows: Sequence[Row]) -> dict[str, str]:
 
 def _facts(rows: Sequence[Row]) -> list[str]:
     """What the figures depend on, one sentence each."""
-    row = rows[0]
+    row = next((row for row in rows if "gm_cores" in row), None)
+    if row is None:
+        return [f"{rows[0].get('cpu_info')}, rows of llama-bench {rows[0].get('build_commit')}."]
     facts = [
         f"{row['cpu_info']}, {row['gm_cores']} cores, {row['gm_memory'] / 1e9:.1f} GB, {row['gm_system']}.",
         f"gemmule {row['gm_version']} (build {row['build_commit']}), {row['gm_isa']}.",

@@ -1,7 +1,7 @@
 """What this machine can do: read bandwidth and arithmetic peaks, measured once and kept in the cache folder.
 
 They are the denominators of the efficiencies. The key of a kept result is the processor, the number of cores
-and the build; `gemmule bench roofline --again` measures anew.
+and the version; `gemmule bench roofline --again` measures anew.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gemmule._bench.machine import describe, refuse_if_busy
-from gemmule._bench.record import build_id
 from gemmule._cache import atomic_write, cache_dir
+from gemmule._version import __version__
 
 __all__ = ["Roofline", "kept_roofline", "measure_roofline"]
 
@@ -80,5 +80,5 @@ def measure_roofline(n_threads: int = 0, *, force: bool = False) -> Roofline:
 
 def _place() -> Path:
     facts = describe()
-    key = f"{facts['cpu_info']}|{facts['gm_cores']}|{facts['gm_cpu_flags']}|{build_id()}"
+    key = f"{__version__}|{facts['cpu_info']}|{facts['gm_cores']}|{facts['gm_cpu_flags']}"
     return cache_dir() / "bench" / f"roofline-{hashlib.sha256(key.encode()).hexdigest()[:12]}.jsonl"

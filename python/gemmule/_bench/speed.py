@@ -70,20 +70,21 @@ def measure_speed(
         machine.refuse_if_busy()
     facts = machine.describe()
     digests = {subject.path: file_digest(subject.path) for subject in subjects}
-    series: list[dict[str, _Series]] = [{} for _ in subjects]
+    series: list[dict[tuple[Any, ...], _Series]] = [{} for _ in subjects]
     notes: list[dict[str, Any]] = [{"yardstick": [], "others": [], "clean": True} for _ in subjects]
     for number in range(plan.rounds):
         for i, subject in enumerate(subjects):
             progress(f"round {number + 1} of {plan.rounds}: {subject.path} ({subject.engine})")
             found, note = _round(subject, plan)
-            for key in ("isa", "n_threads"):
+            for key in ("isa", "n_threads", "build"):
                 notes[i][key] = found[key]
             notes[i]["yardstick"].append(note["yardstick"])
             notes[i]["others"].append(note["others"])
             notes[i]["clean"] &= note["clean"]
             for test in found["tests"]:
                 seconds = test.pop("seconds")
-                series[i].setdefault(repr(test), _Series(test)).seconds.append(seconds)
+                what = tuple(test.get(name) for name in ("n_prompt", "n_gen", "n_depth", "test"))
+                series[i].setdefault(what, _Series(test)).seconds.append(seconds)
     session = f"{time.time_ns():x}"
     rows = []
     for subject, tests, note in zip(subjects, series, notes, strict=True):
@@ -94,7 +95,12 @@ def measure_speed(
             kv_type=subject.kv_type,
             digest=digests[subject.path],
         )
-        base |= {"gm_engine": subject.engine, "gm_isa": note.pop("isa"), "gm_packed": subject.packed}
+        base |= {
+            "gm_engine": subject.engine,
+            "gm_isa": note.pop("isa"),
+            "build_commit": note.pop("build"),
+            "gm_packed": subject.packed,
+        }
         base |= {"gm_session": session, **{f"gm_{key}": value for key, value in note.items()}}
         rows += _finished(base, list(tests.values()), Work.of(subject.path), roofline)
     return rows
@@ -173,7 +179,7 @@ def child(request: dict[str, Any]) -> dict[str, Any]:
             from gemmule._bench.drafting import drafting_tests
 
             tests += drafting_tests(ours.model, max((*plan.n_gen, 32)))
-    return {"tests": tests, "isa": engine.isa, "n_threads": engine.n_threads}
+    return {"tests": tests, "isa": engine.isa, "n_threads": engine.n_threads, "build": engine.build}
 
 
 def _single_tokens(engine: Engine, ids: Ids) -> None:

@@ -1,4 +1,4 @@
-"""The commands of `gemmule bench` that read rows: compare and plot."""
+"""The commands of `gemmule bench` that read rows: compare, plot and report."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import click
 
 from gemmule.cli._common import CheckFailedError, verbosity_options
 
-__all__ = ["compare_command", "plot_command"]
+__all__ = ["compare_command", "plot_command", "report_command"]
 
 _ROWS = click.Path(exists=True, path_type=Path)
 
@@ -70,4 +70,24 @@ def plot_command(rows: tuple[Path, ...], folder: Path | None, png: bool, term: b
     if folder is None:
         folder = rows[0] if rows[0].is_dir() else rows[0].parent
     for written in write_plots(found, folder, png=png):
+        click.echo(written)
+
+
+@click.command("report")
+@click.argument("rows", nargs=-1, required=True, type=_ROWS)
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder of the report.",
+)
+@verbosity_options
+def report_command(rows: tuple[Path, ...], folder: Path) -> None:  # fmt: skip
+    """The report that `bench all` writes, of rows that were measured one after the other."""
+    from gemmule._bench.formats import read_rows
+    from gemmule._bench.report import write_report
+
+    for written in write_report([row for path in rows for row in read_rows(path)], folder):
         click.echo(written)

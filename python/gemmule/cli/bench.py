@@ -9,7 +9,7 @@ from gemmule.cli._bench_measure import (
     roofline_command,
     speed_command,
 )
-from gemmule.cli._bench_read import compare_command, plot_command
+from gemmule.cli._bench_read import compare_command, plot_command, report_command
 
 __all__ = ["bench_command"]
 
@@ -25,6 +25,6 @@ def bench_command() -> None:
 
 for _command in (
     speed_command, memory_command, quality_command, all_command, roofline_command, compare_command,
-    plot_command,
+    plot_command, report_command,
 ):  # fmt: skip
     bench_command.add_command(_command)
