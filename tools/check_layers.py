@@ -29,8 +29,9 @@ PYTHON_HEADERS = re.compile(r"^(Python\.h|pybind11/.*|numpy/.*)$")
 INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)')
 
 
-# What `cpu_info` reports; the one thing the bindings ask the CPU backend for without going through a model.
-CPU_REPORT = ("backend/cpu/cpu_features.h", "backend/cpu/kernel_select.h")
+# What `cpu_info` and `measure_roofline` report: all that the bindings ask the CPU backend for without going
+# through a model.
+CPU_REPORT = ("backend/cpu/cpu_features.h", "backend/cpu/kernel_select.h", "backend/cpu/roofline.h")
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,18 @@ The types follow the public Q4_K_M rule (Q6_K for the embedding and for half of 
 projections) or are Q8_0 throughout. Every code is random and valid; the f16 scales are U(0.5, 1.5) times
 what gives rows of unit gain, so activations stay finite through all layers. The text such a model writes
 means nothing. Tensors are made and written in pieces of about 8 MB, so memory use does not grow with the
-file. Tensor bytes of 48 layers: 7,365,558,464 (Q4_K_M), 12,653,822,144 (Q8_0).
+file. Tensor bytes of 48 layers: 7,365,558,464 (Q4_K_M), 12,653,822,144 (Q8_0). With --drafter the file is the
+12B's drafter, which fits such models of any number of layers.
 
 Usage: python tools/make_synthetic.py OUT.gguf --layers 6 --type Q4_K_M [--layout packed]
+       python tools/make_synthetic.py mtp-OUT.gguf --drafter Q8_0
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
@@ -21,7 +23,7 @@ import numpy as np
 
 from make_tiny_model import Shape, write_header
 
-__all__ = ["shape_12b", "type_of", "write_synthetic"]
+__all__ = ["shape_12b", "shape_drafter", "type_of", "write_synthetic"]
 
 _ALIGNMENT = 32
 _PIECE = 8 << 20
@@ -59,6 +61,19 @@ def shape_12b(n_layers: int) -> Shape:
         sliding_layers=tuple(i % 6 != 5 for i in range(n_layers)),
         n_vocab=262144,
         n_ctx=262144,
+    )
+
+
+def shape_drafter() -> Shape:
+    """The assistant of the 12B."""
+    pattern = (True, True, True, False)
+    return replace(
+        shape_12b(0),
+        arch="gemma4-assistant",
+        d_model=1024,
+        d_ff=8192,
+        sliding_layers=pattern,
+        n_shared=len(pattern),
     )
 
 
@@ -106,6 +121,11 @@ def _entries(shape: Shape, mix: str) -> Iterator[_Entry]:
 
     yield matrix("", "token_embd", shape.n_vocab, d_model)
     yield _Entry("output_norm.weight", "F32", 0, d_model)
+    is_drafter = shape.n_shared == n_layers
+    if is_drafter:
+        d_target = shape_12b(0).d_model
+        yield matrix("", "nextn.pre_projection", d_model, 2 * d_target)
+        yield matrix("", "nextn.post_projection", d_target, d_model)
     for i, sliding in enumerate(shape.sliding_layers):
         head_dim = shape.head_dim if sliding else shape.head_dim_global
         kv = (shape.n_kv_heads if sliding else shape.n_kv_heads_global) * head_dim
@@ -114,11 +134,13 @@ def _entries(shape: Shape, mix: str) -> Iterator[_Entry]:
         for norm in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
             yield _Entry(f"{block}{norm}.weight", "F32", 0, d_model)
         yield _Entry(f"{block}attn_q_norm.weight", "F32", 0, head_dim)
-        yield _Entry(f"{block}attn_k_norm.weight", "F32", 0, head_dim)
+        if not is_drafter:
+            yield _Entry(f"{block}attn_k_norm.weight", "F32", 0, head_dim)
         yield _Entry(f"{block}layer_output_scale.weight", "F32", 0, 1)
         yield matrix(block, "attn_q", q, d_model, i)
-        yield matrix(block, "attn_k", kv, d_model, i)
-        if sliding:
+        if not is_drafter:
+            yield matrix(block, "attn_k", kv, d_model, i)
+        if sliding and not is_drafter:
             yield matrix(block, "attn_v", kv, d_model, i)
             v_index += 1
         yield matrix(block, "attn_output", d_model, q, i)
@@ -145,13 +167,15 @@ def _pieces(entry: _Entry, noise: np.ndarray, rng: np.random.Generator) -> Itera
         yield blocks
 
 
-def write_synthetic(path: Path, *, n_layers: int, mix: str, seed: int) -> None:
+def write_synthetic(path: Path, shape: Shape, *, mix: str, seed: int) -> None:
     """Write the file. The same arguments always give the same bytes."""
-    shape = shape_12b(n_layers)
     rng = np.random.default_rng(seed)
     noise = rng.integers(0, 256, 2 * _PIECE, dtype=np.uint8)
     writer = gguf.GGUFWriter(str(path), shape.arch)
     write_header(writer, shape, seed=seed, type_name="F32")
+    if shape.n_shared:
+        writer.add_uint32(f"{shape.arch}.embedding_length_out", shape_12b(0).d_model)
+        writer.add_uint32(f"{shape.arch}.nextn_predict_layers", shape.n_shared)
     ready = [info.tensor for info in writer.tensors[0].values()]  # the rotary factors
     entries = list(_entries(shape, mix))
     for entry in entries:
@@ -182,12 +206,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--drafter", choices=["Q4_K_M", "Q8_0"], help="write the drafter, of this type")
     parser.add_argument("--type", default="Q4_K_M", choices=["Q4_K_M", "Q8_0"])
     parser.add_argument("--layout", default="gguf", choices=["gguf", "packed"])
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     rows = args.out if args.layout == "gguf" else args.out.with_name(args.out.name + ".rows")
-    write_synthetic(rows, n_layers=args.layers, mix=args.type, seed=args.seed)
+    shape = shape_drafter() if args.drafter else shape_12b(args.layers)
+    write_synthetic(rows, shape, mix=args.drafter or args.type, seed=args.seed)
     if args.layout == "packed":
         import gemmule
 

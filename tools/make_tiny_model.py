@@ -12,7 +12,7 @@ Usage: python tools/make_tiny_model.py --arch gemma4 --gguf tests/golden/tiny-ge
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,13 @@ __all__ = [
     "GEMMA4",
     "SHAPES",
     "Shape",
+    "add_tensors",
     "build_model",
     "build_vocabulary",
+    "fill",
+    "gguf_name",
     "load_weights",
+    "text_config",
     "write_gguf",
     "write_header",
 ]
@@ -105,7 +109,8 @@ GEMMA4_TEMPLATE = (
 )
 
 
-def _config(shape: Shape) -> Any:
+def text_config(shape: Shape) -> Any:
+    """The transformers configuration of a shape."""
     import transformers
 
     common: dict[str, Any] = {
@@ -167,12 +172,20 @@ def build_model(shape: Shape, seed: int) -> Any:
         cls = transformers.Gemma3ForCausalLM
     else:
         cls = transformers.Gemma4UnifiedForCausalLM if shape.unified else transformers.Gemma4ForCausalLM
-    config = _config(shape)
+    config = text_config(shape)
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"
     model = cls(config).to(torch.float32).eval()
     rng = np.random.default_rng(seed)
     centre = 0.0 if shape.arch == "gemma3" else 1.0
+    fill(model, rng, centre)
+    return model
+
+
+def fill(model: Any, rng: np.random.Generator, centre: float = 1.0) -> None:
+    """Give every parameter and buffer of a model a random value; norms are spread around `centre`."""
+    import torch
+
     state = model.state_dict()
     new: dict[str, torch.Tensor] = {}
     for name in sorted(state):
@@ -181,6 +194,9 @@ def build_model(shape: Shape, seed: int) -> Any:
             continue
         if name.endswith("layer_scalar"):
             value = rng.uniform(0.6, 1.3, size)
+        elif name.endswith("token_ordering"):
+            new[name] = torch.from_numpy(rng.permutation(size[0]).astype(np.int64))
+            continue
         elif len(size) == 1:
             value = centre + 0.3 * rng.standard_normal(size)
         elif "embed_tokens" in name:
@@ -194,7 +210,6 @@ def build_model(shape: Shape, seed: int) -> Any:
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise RuntimeError(f"parameters without a value: {missing}, unknown: {unexpected}")
     model.tie_weights()
-    return model
 
 
 def build_vocabulary(arch: str, n_vocab: int) -> tuple[list[str], list[int], list[tuple[int, int]]]:
@@ -202,7 +217,7 @@ def build_vocabulary(arch: str, n_vocab: int) -> tuple[list[str], list[int], lis
     turn = ["<start_of_turn>", "<end_of_turn>"] if arch == "gemma3" else ["<|turn>", "<turn|>", "<|think|>"]
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *turn]
     types = [3] * len(tokens)
-    if arch == "gemma4":
+    if arch != "gemma3":
         user = ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", '<|"|>']
         tokens += user
         types += [4] * len(user)
@@ -310,7 +325,8 @@ def _write_keys(writer: gguf.GGUFWriter, shape: Shape, seed: int, type_name: str
             writer.add_uint32(f"{arch}.{key}", value)
     writer.add_array(f"{arch}.attention.sliding_window_pattern", list(shape.sliding_layers))
     writer.add_float32(f"{arch}.rope.freq_base_swa", shape.theta["sliding"])
-    writer.add_float32(f"{arch}.final_logit_softcapping", 30.0)
+    if arch == "gemma4":  # drafters have none
+        writer.add_float32(f"{arch}.final_logit_softcapping", 30.0)
 
 
 _LAYER_NAMES = {
@@ -341,6 +357,8 @@ _LAYER_NAMES = {
     "post_feedforward_layernorm_2.weight": "post_ffw_norm_2.weight",
 }
 _OTHER_NAMES = {
+    "pre_projection.weight": "nextn.pre_projection.weight",
+    "post_projection.weight": "nextn.post_projection.weight",
     "embed_tokens.weight": "token_embd.weight",
     "norm.weight": "output_norm.weight",
     "embed_tokens_per_layer.weight": "per_layer_token_embd.weight",
@@ -349,7 +367,7 @@ _OTHER_NAMES = {
 }
 
 
-def _gguf_name(name: str) -> str:
+def gguf_name(name: str) -> str:
     name = name.removeprefix("model.")
     if name in _OTHER_NAMES:
         return _OTHER_NAMES[name]
@@ -361,7 +379,7 @@ def write_header(writer: gguf.GGUFWriter, shape: Shape, *, seed: int, type_name:
     """Write the metadata and the vocabulary, and the rotary factors of Gemma 4."""
     _write_keys(writer, shape, seed, type_name)
     _write_tokenizer(writer, shape)
-    if shape.arch == "gemma4":
+    if shape.arch != "gemma3":
         n_pairs = shape.head_dim_global // 2
         factors = np.full(n_pairs, 1e30, np.float32)
         factors[: n_pairs // 4] = 1.0
@@ -376,12 +394,12 @@ def _tensors(model: Any, shape: Shape, seed: int) -> Iterator[tuple[str, np.ndar
         value = tensor.detach().numpy().astype(np.float32)
         if shape.arch == "gemma3" and value.ndim == 1:
             value = value + np.float32(1.0)
-        gguf_name = _gguf_name(name)
-        if shape.split_experts and "gate_up_exps" in gguf_name:
+        stored_name = gguf_name(name)
+        if shape.split_experts and "gate_up_exps" in stored_name:
             for part, half in zip(("gate", "up"), np.split(value, 2, axis=1), strict=True):
-                yield gguf_name.replace("gate_up", part), np.ascontiguousarray(half)
+                yield stored_name.replace("gate_up", part), np.ascontiguousarray(half)
         else:
-            yield gguf_name, value
+            yield stored_name, value
     if not shape.unread_kv:
         return
     rng = np.random.default_rng(seed)
@@ -404,7 +422,16 @@ def write_gguf(model: Any, shape: Shape, path: Path, *, seed: int, type_name: st
     """Write the text model; matrices in `type_name` where files do and the row length allows it."""
     writer = gguf.GGUFWriter(str(path), shape.arch)
     write_header(writer, shape, seed=seed, type_name=type_name)
-    for name, value in _tensors(model, shape, seed):
+    add_tensors(writer, _tensors(model, shape, seed), type_name)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_tensors(writer: gguf.GGUFWriter, tensors: Iterable[tuple[str, np.ndarray]], type_name: str) -> None:
+    """Add float32 tensors in the types they have in files."""
+    for name, value in tensors:
         stored = _stored_type(name, value, type_name)
         if stored == "F32":
             writer.add_tensor(name, value)
@@ -413,10 +440,6 @@ def write_gguf(model: Any, shape: Shape, path: Path, *, seed: int, type_name: st
         else:
             kind = gguf.GGMLQuantizationType[stored]
             writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def load_weights(model: Any, shape: Shape, path: Path) -> None:
@@ -433,7 +456,7 @@ def load_weights(model: Any, shape: Shape, path: Path) -> None:
         for name, parameter in model.state_dict().items():
             if name == "lm_head.weight":
                 continue
-            value = stored[_gguf_name(name)].astype(np.float32)
+            value = stored[gguf_name(name)].astype(np.float32)
             if shape.arch == "gemma3" and value.ndim == 1:
                 value = value - np.float32(1.0)
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))

@@ -29,9 +29,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
-import math
 import os
 import resource
 import statistics
@@ -44,6 +42,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from gemmule._bench.machine import yardstick
+from gemmule._bench.work import Work
 
 __all__ = ["Job", "Load", "Roofline", "main", "measure", "table"]
 
@@ -103,7 +104,7 @@ class Peer:
     """llama.cpp or ik_llama.cpp, with the calls of Gemmule."""
 
     def __init__(self, job: Job, n_ctx: int) -> None:
-        from llamacpp import LlamaCpp
+        from gemmule._bench.llamacpp import LlamaCpp
 
         repack = {"llama.cpp-rows": False, "ik-rtr": True}.get(job.way)
         self._engine = LlamaCpp(
@@ -164,20 +165,6 @@ def measure(job: Job) -> dict[str, Any]:
     result["peak_mib"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     result["note"] = engine.note
     return result
-
-
-def yardstick() -> tuple[float, float]:
-    """GB/s of one core right now, reading memory and hashing in its cache: hosts share both with others."""
-    large, small = np.ones(8 << 20), bytes(1 << 17)
-    rates = []
-    for work, n_bytes in ((large.sum, large.nbytes), (lambda: hashlib.blake2b(small), len(small))):
-        seconds = []
-        for _ in range(8):
-            start = time.perf_counter()
-            work()
-            seconds.append(time.perf_counter() - start)
-        rates.append(1e-9 * n_bytes / min(seconds))
-    return rates[0], rates[1]
 
 
 @dataclass(frozen=True)
@@ -248,29 +235,6 @@ class Roofline:
         return cls(bandwidth, int8)
 
 
-@dataclass(frozen=True)
-class Work:
-    """Bytes read for one token and multiply-accumulates of a prompt token, of the dense text models."""
-
-    bytes_per_token: int
-    macs_per_token: int
-
-    @classmethod
-    def of(cls, path: str) -> Work:
-        from gemmule import _core
-
-        n_bytes = macs = 0
-        tensors = _core.GgufFile(path).tensors()
-        tied = not any(tensor[0] == "output.weight" for tensor in tensors)
-        for name, _, shape, _, size, *_ in tensors:
-            if name.startswith("per_layer_token_embd") or (name.startswith("token_embd") and not tied):
-                continue
-            n_bytes += size
-            if len(shape) == 2 and name not in ("token_embd.weight", "output.weight"):
-                macs += math.prod(shape)
-        return cls(n_bytes, macs)
-
-
 def _value(rows: Sequence[dict[str, Any]], way: str, threads: int, key: str, best: bool) -> float | None:
     mine = [r for r in rows if r["way"] == way and r["threads"] == threads and key in r]
     used = [r for r in mine if r["clean"]] or mine
@@ -304,8 +268,8 @@ def table(rows: Sequence[dict[str, Any]], work: Work, roofline: Roofline | None)
             pp, tg = (_value(rows, way, threads, key, True) for key in ("pp", "tg"))
             peak = roofline.int8.get(threads) if roofline else None
             bandwidth = roofline.bandwidth.get(threads) if roofline else None
-            ep = pp * work.macs_per_token / peak / 1e9 if pp and peak else None
-            ed = tg * work.bytes_per_token / bandwidth / 1e9 if tg and bandwidth else None
+            ep = pp * work.macs / peak / 1e9 if pp and peak else None
+            ed = tg * work.weight_bytes / bandwidth / 1e9 if tg and bandwidth else None
             others = 100 * max(r["others"] + r["steal"] for r in mine)
             mark = "" if all(r["clean"] for r in mine) else " !"
             cells += [_cell(ep, 3), _cell(ed, 3), f"{others:.1f}{mark}"]
@@ -413,9 +377,7 @@ def main() -> None:
                         file.write(json.dumps(row) + "\n")
                 print(_short(row), file=sys.stderr, flush=True)
     print(f"{args.model}, pp{args.pp}, tg{args.tg}{', busy neighbour' * args.busy}")
-    print(
-        f"{work.bytes_per_token / 1e9:.3f} GB a token, {work.macs_per_token / 1e9:.3f} GMAC a prompt token\n"
-    )
+    print(f"{work.weight_bytes / 1e9:.3f} GB a token, {work.macs / 1e9:.3f} GMAC a prompt token\n")
     print(table(rows, work, Roofline.load(args.roofline) if args.roofline else None))
 
 

@@ -12,8 +12,8 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/kernel_select.h"
+#include "backend/cpu/peaks.h"
 #include "bench.h"
-#include "peaks.h"
 
 namespace {
 

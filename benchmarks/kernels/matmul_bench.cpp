@@ -20,10 +20,10 @@
 #include <vector>
 
 #include "backend/cpu/kernel_select.h"
+#include "backend/cpu/peaks.h"
 #include "bench.h"
 #include "core/dtype.h"
 #include "core/thread_pool.h"
-#include "peaks.h"
 #include "quant/packed.h"
 
 namespace {

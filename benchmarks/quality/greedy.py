@@ -74,9 +74,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
-    from llamacpp import LlamaCpp
-
     from gemmule import _core
+    from gemmule._bench.llamacpp import LlamaCpp
 
     other = LlamaCpp(args.model, n_ctx=256, n_threads=args.threads)
     prompts = [other.tokenize(text, bos=True) for text in PROMPTS]

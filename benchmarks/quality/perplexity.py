@@ -58,7 +58,7 @@ class Other:
     """llama.cpp, all logits of one window."""
 
     def __init__(self, path: str, n_ctx: int, n_threads: int) -> None:
-        from llamacpp import LlamaCpp
+        from gemmule._bench.llamacpp import LlamaCpp
 
         self.engine = LlamaCpp(path, n_ctx=n_ctx, n_threads=n_threads, n_batch=n_ctx)
 
@@ -72,7 +72,7 @@ def tokens_of(path: str, text: str, cache: Path) -> np.ndarray:
     key = hashlib.sha256(Path(path).name.encode() + b"\0" + text.encode()).hexdigest()[:16]
     file = cache / f"ids-{key}.npy"
     if not file.exists():
-        from llamacpp import LlamaCpp
+        from gemmule._bench.llamacpp import LlamaCpp
 
         np.save(file, LlamaCpp(path, n_ctx=64, n_threads=1).tokenize(text))
     return np.asarray(np.load(file))

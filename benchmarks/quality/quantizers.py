@@ -109,7 +109,7 @@ def _open_engine(name: str, path: Path, n_ctx: int, n_threads: int) -> Callable[
     """A function from ids int32 [n_ctx] to the logits of the scored positions, float32 [n_ctx / 2 - 1, v]."""
     half = n_ctx // 2
     if name == "llama.cpp":
-        from llamacpp import LlamaCpp
+        from gemmule._bench.llamacpp import LlamaCpp
 
         other = LlamaCpp(path, n_ctx=n_ctx, n_threads=n_threads, n_batch=n_ctx)
 

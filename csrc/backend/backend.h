@@ -125,7 +125,7 @@ class Backend {
   // backend.
   virtual Tensor place(const Tensor& file_view) = 0;
   // Matrices of a mapped file that the backend may bring into an order of its own while it runs. Results stay
-  // the same to the bit. Once, before the first computation.
+  // the same to the bit. Once for each file, which the functions of `repacking` may keep alive.
   virtual void allow_repacking(std::span<const Tensor> matrices, Repacking repacking) = 0;
   virtual int64_t repacked_bytes() const = 0;            // so far
   virtual Rows alloc(int64_t n_rows, int64_t cols) = 0;  // zeroed; lives as long as the backend
@@ -152,6 +152,8 @@ class Backend {
     const Product product{y, w};
     matmul(std::span(&product, 1), x);
   }
+  // Only the numbers y[i][r] of the rows r of w that are listed; the others stay. w must lie in rows.
+  virtual void matmul_rows(Rows y, const Tensor& w, Rows x, std::span<const int32_t> rows) = 0;
   // y = gelu(gate x) * (up x); tmp is scratch of y's shape
   virtual void gated_gelu(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, Rows x) = 0;
   // y = gelu(gate) * up, with up's columns from up_col on; y may be gate

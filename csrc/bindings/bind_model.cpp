@@ -77,16 +77,17 @@ Floats embed_audio(LoadedMedia& self, const Floats& samples, const StopToken* st
 }
 
 py::dict memory_plan(const GgufFile& file, int64_t n_ctx, const std::string& kv_type, int64_t n_ubatch,
-                     const GgufFile* mmproj, int64_t snapshot_limit, bool packing) {
+                     const GgufFile* mmproj, const GgufFile* drafter, int64_t snapshot_limit, bool packing) {
   const KvTypes types = parse_kv_types(kv_type);
   if (n_ctx < 1 || n_ctx > kMaxContext)
     throw std::invalid_argument(cat("n_ctx is ", n_ctx, "; choose 1 to ", kMaxContext));
-  const MemoryPlan plan = plan_memory(file, n_ctx, types, n_ubatch, mmproj, snapshot_limit, packing);
+  const MemoryPlan plan = plan_memory(file, n_ctx, types, n_ubatch, mmproj, drafter, snapshot_limit, packing);
   py::dict out;
   out["weights"] = plan.weights;
   out["kv"] = plan.kv;
   out["scratch"] = plan.scratch;
   out["media"] = plan.media;
+  out["drafter"] = plan.drafter;
   out["snapshots"] = plan.snapshots;
   out["total"] = plan.total;
   out["available"] = plan.available;
@@ -157,7 +158,7 @@ void bind_model(py::module_& m) {
 
   m.def("memory_plan", &memory_plan, py::arg("file"), py::kw_only(), py::arg("n_ctx"),
         py::arg("kv_type") = "f16", py::arg("n_ubatch") = 256, py::arg("mmproj") = nullptr,
-        py::arg("snapshot_limit") = 0, py::arg("packing") = true,
+        py::arg("drafter") = nullptr, py::arg("snapshot_limit") = 0, py::arg("packing") = true,
         "Bytes a model needs, from its header alone.");
   m.def("image_memory", &image_memory, py::arg("file"), py::arg("n_rows"), py::kw_only(), py::arg("n_ctx"),
         py::arg("kv_type") = "f16", py::arg("n_ubatch") = 256,

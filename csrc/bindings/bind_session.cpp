@@ -5,15 +5,15 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <tuple>
 
 #include "bindings/gil.h"
+#include "bindings/locked_sampler.h"
+#include "bindings/locked_session.h"
 #include "bindings/module.h"
 #include "core/error.h"
 #include "core/owned_mutex.h"
@@ -37,29 +37,6 @@ std::vector<int32_t> ids_of(const Tokens& tokens, const char* name) {
     throw std::invalid_argument(cat(name, " must have one dimension, not ", tokens.ndim()));
   return {tokens.data(), tokens.data() + tokens.size()};
 }
-
-// A session and the lock that makes its calls queue.
-struct LockedSession {
-  explicit LockedSession(Session&& made)
-      : session(std::move(made)), n_tokens(static_cast<int64_t>(session.tokens().size())) {}
-  Session session;
-  OwnedMutex mutex;
-  std::atomic<int64_t> n_tokens;  // of `session`, readable while it runs
-
-  template <class Fn>
-  auto with(Fn&& fn) {
-    const py::gil_scoped_release nogil;
-    const OwnedLock lock(mutex);
-    const Publish publish{*this};
-    return fn(session);
-  }
-
-  // Publishes the number of tokens when a call ends, however it ends.
-  struct Publish {
-    LockedSession& self;
-    ~Publish() { self.n_tokens.store(static_cast<int64_t>(self.session.tokens().size())); }
-  };
-};
 
 // What one call appends, as copies: the caller's arrays could change while the GIL is released.
 struct Prompt {
@@ -291,12 +268,6 @@ Floats logits(LockedSession& self, const StopToken* stop) {
   });
   return out;
 }
-
-// A sampler has scratch of its own, so two threads that share one take turns.
-struct LockedSampler {
-  Sampler sampler;
-  std::mutex mutex;
-};
 
 py::tuple sample(LockedSession& self, LockedSampler& sampler, int64_t n_prompt,
                  const std::optional<Mask>& mask, const StopToken* stop) {

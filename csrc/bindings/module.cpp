@@ -6,10 +6,13 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "backend/cpu/cpu_features.h"
 #include "backend/cpu/kernel_select.h"
+#include "backend/cpu/roofline.h"
 #include "core/error.h"
 #include "quant/codec.h"
 
@@ -107,6 +110,25 @@ py::dict cpu_info() {
   return info;
 }
 
+py::list roofline(int n_threads, const std::string& path) {
+  std::vector<RooflineResult> results;
+  {
+    const py::gil_scoped_release release;
+    results = measure_roofline(n_threads, path);
+  }
+  py::list out;
+  for (const RooflineResult& result : results) {
+    py::dict entry;
+    entry["name"] = result.name;
+    entry["threads"] = result.threads;
+    entry["value"] = result.value;
+    entry["unit"] = result.unit;
+    entry["note"] = result.note;
+    out.append(entry);
+  }
+  return out;
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = GEMMULE_VERSION;
@@ -128,6 +150,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   gemmule::bind_strings(m);
   gemmule::bind_model(m);
   gemmule::bind_session(m);
+  gemmule::bind_drafter(m);
+  gemmule::bind_drafting(m);
   gemmule::bind_encoder(m);
   m.def("dequantize", &gemmule::dequantize, py::arg("data").noconvert(), py::arg("type"),
         "uint8 blocks of a tensor type -> float32, one dimension.");
@@ -135,5 +159,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         "float32 numbers -> uint8 blocks of a tensor type, one dimension.");
   m.def("cpu_info", &gemmule::cpu_info,
         "Instruction-set levels of this build and what this machine can run.");
+  m.def("measure_roofline", &gemmule::roofline, py::arg("n_threads") = 0, py::arg("path") = "",
+        "What this machine can do: clock, read bandwidth, arithmetic peaks, the cost of a barrier.");
   m.def("build_info", &gemmule::build_info, "Version, build type and compiler of the extension.");
 }

@@ -32,27 +32,33 @@ LoadedModel::LoadedModel(std::shared_ptr<const GgufFile> file, const LoadOptions
       backend_(open_cpu(options.isa, options.n_threads)),
       weights_(Weights::bind(*file_, config_, *backend_)),
       n_ubatch_(checked_ubatch(config_, options.n_ubatch)),
+      packing_(options.packing),
       gemma_(config_, weights_, *backend_, n_ubatch_, kLogitRows) {
-  if (options.packing != Packing::Never) allow_packing(options.packing);
-}
-
-void LoadedModel::allow_packing(Packing packing) {
-  constexpr int64_t kKeptFree = int64_t{1} << 30;
-  // Pages of the file give way to other programs; packed weights would have to be swapped out.
-  const auto fits = [](int64_t n_bytes) {
-    const int64_t have = available_memory();
-    return have == 0 || have > n_bytes + kKeptFree;
-  };
-  if (packing == Packing::Auto && !fits(weight_bytes())) return;
   std::vector<Tensor> matrices;
   for (const GgufTensor& tensor : file_->tensors()) {
     // The matrices of a tensor with more dimensions (experts) must each begin with a panel.
     const bool is_aligned = tensor.shape.size() <= 2 || tensor.shape[1] % kPanelRows == 0;
     if (tensor.shape.size() >= 2 && is_aligned) matrices.push_back(file_->view(tensor));
   }
+  allow_packing(file_, matrices);
+}
+
+void LoadedModel::allow_packing(const std::shared_ptr<const GgufFile>& file,
+                                std::span<const Tensor> matrices) {
+  if (packing_ == Packing::Never) return;
+  constexpr int64_t kKeptFree = int64_t{1} << 30;
+  // Pages of the file give way to other programs; packed weights would have to be swapped out.
+  const auto fits = [](int64_t n_bytes) {
+    const int64_t have = available_memory();
+    return have == 0 || have > n_bytes + kKeptFree;
+  };
+  int64_t n_bytes = 0;
+  for (const Tensor& w : matrices) n_bytes += w.size_bytes();
+  const bool always = packing_ == Packing::Always;
+  if (!always && !fits(n_bytes)) return;
   backend_->allow_repacking(
-      matrices, {[fits, packing](int64_t n_bytes) { return packing == Packing::Always || fits(n_bytes); },
-                 [this](const uint8_t* begin, int64_t n_bytes) { file_->file().release(begin, n_bytes); }});
+      matrices, {[fits, always](int64_t wanted) { return always || fits(wanted); },
+                 [file](const uint8_t* begin, int64_t size) { file->file().release(begin, size); }});
 }
 
 Gemma4& LoadedModel::for_rows(int64_t n_rows) {

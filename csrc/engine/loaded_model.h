@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 
 #include "backend/backend.h"
@@ -60,11 +61,15 @@ class LoadedModel {
     backend_->end_step();
   }
 
+  // Lets the backend pack matrices of a file, as the options say; the file stays open as long as the model.
+  void allow_packing(const std::shared_ptr<const GgufFile>& file, std::span<const Tensor> matrices);
+
   // fn(backend) with the model to itself, for what is computed beside the forward pass.
   template <class Fn>
   auto run_beside(const StopToken* stop, Fn&& fn) {
     const OwnedLock lock(mutex_);
     const Watch watch(*backend_, stop);
+    backend_->begin_step(0);  // what the last step was like does not matter here
     return fn(*backend_);
   }
 
@@ -82,13 +87,13 @@ class LoadedModel {
   };
 
   Gemma4& for_rows(int64_t n_rows);
-  void allow_packing(Packing packing);
 
   std::shared_ptr<const GgufFile> file_;
   Config config_;
   std::unique_ptr<Backend> backend_;
   Weights weights_;
   int64_t n_ubatch_;
+  Packing packing_;
   Gemma4 gemma_;
   // For steps of up to kMaxBlock rows. Made when the first such step comes, so that a model that only reads
   // text never reserves their memory; of what it reserves, pages are taken as rows are used.

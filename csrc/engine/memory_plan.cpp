@@ -8,6 +8,7 @@
 #include <string>
 
 #include "engine/loaded_model.h"
+#include "model/drafter.h"
 
 namespace gemmule {
 namespace {
@@ -90,7 +91,8 @@ int64_t available_memory() {
 }
 
 MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, KvTypes kv_types, int64_t n_ubatch,
-                       const GgufFile* mmproj, int64_t snapshot_limit, bool packing) {
+                       const GgufFile* mmproj, const GgufFile* drafter, int64_t snapshot_limit,
+                       bool packing) {
   check_ubatch(n_ubatch);
   const Config config = Config::from_gguf(file);
   MemoryPlan plan;
@@ -107,9 +109,14 @@ MemoryPlan plan_memory(const GgufFile& file, int64_t n_ctx, KvTypes kv_types, in
     for (const GgufTensor& tensor : mmproj->tensors()) plan.media += static_cast<int64_t>(tensor.n_bytes);
     plan.media += image_bytes(config, n_ctx, kv_types, n_ubatch, kImageRows);
   }
+  if (drafter != nullptr) {
+    const DrafterConfig drafts = DrafterConfig::from_gguf(*drafter, config);
+    for (const GgufTensor& tensor : drafter->tensors()) plan.drafter += static_cast<int64_t>(tensor.n_bytes);
+    plan.drafter += Gemma4::scratch_bytes(drafts.stack, 1, 1);
+  }
   plan.available = available_memory();
   plan.snapshots = snapshot_bytes(config, n_ctx, kv_types, n_ubatch, snapshot_limit, plan.available);
-  plan.total = plan.weights + plan.kv + plan.scratch + plan.media + plan.snapshots;
+  plan.total = plan.weights + plan.kv + plan.scratch + plan.media + plan.drafter + plan.snapshots;
   return plan;
 }
 

@@ -1,6 +1,7 @@
 #include "engine/session.h"
 
 #include <algorithm>
+#include <chrono>
 #include <numeric>
 
 #include "core/error.h"
@@ -20,6 +21,8 @@ int64_t checked_context(const LoadedModel& model, int64_t n_ctx, KvTypes kv_type
                                    " MiB are free; choose a smaller n_ctx"));
   return n_ctx;
 }
+
+std::vector<float> copy_of(std::span<const float> x) { return {x.begin(), x.end()}; }
 
 constexpr int64_t kMarkEvery = 8192;  // positions of a long prompt
 
@@ -42,7 +45,8 @@ Session Session::fork(const StopToken* stop) const {
   copy.tokens_ = tokens_;
   copy.media_ = media_;
   copy.n_stored_ = n_stored_;
-  copy.logits_ = logits_;
+  copy.logits_ = copy_of(last_row(logits_));
+  copy.hidden_ = copy_of(last_row(hidden_));
   copy.snapshots_ = snapshots_;
   copy.kv_.copy_from(kv_, n_stored_, stop);
   return copy;
@@ -95,7 +99,7 @@ void Session::append(std::span<const int32_t> tokens, std::span<const MediaRows>
   for (MediaRows& m : placed) m.first += before;
   media_.reserve(media_.size() + placed.size());
   tokens_.reserve(tokens_.size() + tokens.size());
-  logits_.clear();
+  forget_outputs();
   const bool is_turn = tokens.size() > 1;  // a token that was just sampled begins nothing
   if (is_turn) snapshots_.mark(before);
   Progress report;
@@ -157,18 +161,100 @@ void Session::run_rows(const Piece& piece, const StopToken* stop, const Progress
       if (consume)
         consume(gemma, first, hidden);
       else if (next == end)
-        keep_logits(gemma, hidden.from(n_rows - 1, 1), end - 1);
+        keep_outputs(gemma, hidden.from(n_rows - 1, 1), end - 1);
     });
-    if (pos / kMarkEvery != next / kMarkEvery) snapshots_.mark(next, KvSnapshots::Kind::Within);
-    pos = n_stored_ = next;
+    stored(next);
+    pos = next;
     if (progress) progress(next - piece.pos, end - piece.pos);
   }
 }
 
-void Session::keep_logits(Gemma4& gemma, Rows last_hidden, int64_t position) {
-  const Rows z = gemma.logits(last_hidden);
+// The positions up to `end` are stored for good.
+void Session::stored(int64_t end) {
+  if (n_stored_ / kMarkEvery != end / kMarkEvery) snapshots_.mark(end, KvSnapshots::Kind::Within);
+  n_stored_ = end;
+}
+
+void Session::append_drafting(int32_t token, Drafting& drafting, int64_t most, const StopToken* stop) {
+  check_room({&token, 1});
+  check_ids({&token, 1});
+  drafting.saw(token);
+  if (take_ahead(token)) return;
+  replay(stop);
+  const int64_t before = n_tokens();
+  tokens_.push_back(token);
+  try {
+    most = std::min({most, n_ctx() - n_tokens(), model_->n_ubatch() - 1});
+    const auto drafts = drafting.propose(*model_, tokens_, last_row(hidden_), kv_, most, stop);
+    forget_outputs();
+    run_drafts(drafts, drafting, stop);
+  } catch (...) {
+    rewind(before);
+    throw;
+  }
+}
+
+// One pass over the last token, which has not been run yet, and the drafts behind it. Their keys and values
+// lie beyond what is stored, where anything else overwrites them.
+void Session::run_drafts(std::span<const int32_t> drafts, Drafting& drafting, const StopToken* stop) {
+  const int64_t pos = n_tokens() - 1, n_rows = 1 + static_cast<int64_t>(drafts.size());
+  std::vector<int32_t> rows{tokens_.back()};
+  rows.insert(rows.end(), drafts.begin(), drafts.end());
+  positions_.resize(rows.size());
+  std::iota(positions_.begin(), positions_.end(), pos);
+  const Batch::Sequence sequence{0, n_rows, &kv_};
+  will_write(pos, pos + n_rows, stop);
+  model_->run(n_rows, stop, [&](Gemma4& gemma) {
+    const auto began = std::chrono::steady_clock::now();
+    keep_outputs(gemma, gemma.forward({rows, positions_, std::span(&sequence, 1), {}}, stop, nullptr), pos);
+    drafting.ran(n_rows, std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
+  });
+  drafts_.assign(drafts.begin(), drafts.end());
+  stored(pos + 1);
+}
+
+// Whether the token is the one that was run ahead; it is the last one then.
+bool Session::take_ahead(int32_t token) {
+  if (row_ >= drafts_.size() || drafts_[row_] != token) return false;
+  ++row_;
+  try {
+    require_finite(last_row(logits_), "logits", n_tokens());
+    tokens_.push_back(token);
+  } catch (...) {
+    forget_outputs();
+    throw;
+  }
+  stored(n_tokens());
+  return true;
+}
+
+// hidden: of the token at `position` and of drafts behind it, whose logits are looked at when they are used.
+void Session::keep_outputs(Gemma4& gemma, Rows hidden, int64_t position) {
+  const Rows z = gemma.logits(hidden);
   require_finite({z.data, static_cast<size_t>(z.cols)}, "logits", position);
-  logits_.assign(z.data, z.data + z.cols);
+  logits_.assign(z.data, z.data + z.n * z.cols);
+  hidden_.assign(hidden.data, hidden.data + hidden.n * hidden.cols);
+}
+
+// Keeps what belongs to the last token.
+void Session::drop_drafts() {
+  if (drafts_.empty()) return;
+  logits_ = copy_of(last_row(logits_));
+  hidden_ = copy_of(last_row(hidden_));
+  drafts_.clear();
+  row_ = 0;
+}
+
+void Session::forget_outputs() {
+  logits_.clear();
+  hidden_.clear();
+  drafts_.clear();
+  row_ = 0;
+}
+
+std::span<const float> Session::last_row(const std::vector<float>& rows) const {
+  const size_t width = rows.size() / (1 + drafts_.size());
+  return std::span(rows).subspan(row_ * width, width);
 }
 
 Session::Piece Session::held_from(int64_t pos) const {
@@ -211,7 +297,7 @@ std::span<const float> Session::logits(const StopToken* stop) {
     go_back(n_tokens() - 1, stop);
     run_rows(held_from(n_stored_), stop, {}, nullptr, {});
   }
-  return logits_;
+  return last_row(logits_);
 }
 
 Sampled Session::sample(Sampler& sampler, size_t n_prompt, std::span<const uint32_t> mask) {
@@ -226,7 +312,8 @@ void Session::rewind(int64_t n) {
       throw std::invalid_argument(cat("cannot rewind to ", n,
                                       " tokens, into the middle of an image; rewind to ", m.first, " or ",
                                       m.end()));
-  if (n < n_tokens() || n < n_stored_) logits_.clear();
+  if (n < n_tokens() || n < n_stored_) forget_outputs();
+  drop_drafts();
   tokens_.resize(static_cast<size_t>(n));
   while (!media_.empty() && media_.back().first >= n) media_.pop_back();
   if (!media_.empty()) media_.back().n_rows = std::min(media_.back().n_rows, n - media_.back().first);
@@ -272,7 +359,7 @@ void Session::append_together(std::span<Session* const> sessions,
         cat("append_together takes at most n_ubatch = ", model.n_ubatch(), " tokens at once"));
   for (size_t s = 0; s < sessions.size(); ++s) {
     Session& session = *sessions[s];
-    session.logits_.clear();
+    session.forget_outputs();
     session.will_write(session.n_tokens(), session.n_tokens() + static_cast<int64_t>(pieces[s].size()), stop);
   }
   model.run(static_cast<int64_t>(tokens.size()), stop, [&](Gemma4& gemma) {
@@ -281,11 +368,11 @@ void Session::append_together(std::span<Session* const> sessions,
       for (size_t s = 0; s < sessions.size(); ++s) {
         const Batch::Sequence& rows = sequences[s];
         const int64_t last = rows.row + rows.n_rows - 1;
-        sessions[s]->keep_logits(gemma, hidden.from(last, 1), positions[static_cast<size_t>(last)]);
+        sessions[s]->keep_outputs(gemma, hidden.from(last, 1), positions[static_cast<size_t>(last)]);
         sessions[s]->tokens_.reserve(sessions[s]->tokens_.size() + pieces[s].size());
       }
     } catch (...) {  // all or none: what was computed belongs to tokens that nobody will have
-      for (Session* session : sessions) session->logits_.clear();
+      for (Session* session : sessions) session->forget_outputs();
       throw;
     }
   });

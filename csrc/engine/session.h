@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/stop_token.h"
+#include "engine/drafting.h"
 #include "engine/loaded_model.h"
 #include "engine/memory_plan.h"
 #include "engine/sampler.h"
@@ -41,6 +42,7 @@ class Session {
   const std::vector<int32_t>& tokens() const { return tokens_; }
   const std::vector<MediaRows>& media() const { return media_; }  // by position, ascending
   LoadedModel& model() { return *model_; }
+  const KvCache& kv() const { return kv_; }
 
   // Called with (rows done, rows in all) after every step; rows that are read again count.
   using Progress = std::function<void(int64_t, int64_t)>;
@@ -61,6 +63,11 @@ class Session {
               const Tap* tap = nullptr, const Consume& consume = {}) {
     append(tokens, {}, stop, progress, tap, consume);
   }
+
+  // Runs one token and, in the same pass, up to `most` tokens that `drafting` expects behind it. A token that
+  // was run so before, and was expected rightly, costs nothing. Gives the same bits as `append`, and throws
+  // what it throws; which tokens were run ahead can only be told by the time it takes.
+  void append_drafting(int32_t token, Drafting& drafting, int64_t most, const StopToken* stop);
 
   // logits of the last token [n_vocab]; throws Error on an empty session.
   // After a rewind the last token is run again first.
@@ -108,7 +115,13 @@ class Session {
   void reserve_step(int64_t n_rows);
   void run_rows(const Piece& piece, const StopToken* stop, const Progress& progress, const Tap* tap,
                 const Consume& consume);
-  void keep_logits(Gemma4& gemma, Rows last_hidden, int64_t position);
+  void stored(int64_t end);
+  void run_drafts(std::span<const int32_t> drafts, Drafting& drafting, const StopToken* stop);
+  bool take_ahead(int32_t token);
+  void keep_outputs(Gemma4& gemma, Rows hidden, int64_t position);
+  void drop_drafts();
+  void forget_outputs();
+  std::span<const float> last_row(const std::vector<float>& rows) const;
 
   std::shared_ptr<LoadedModel> model_;
   KvCache kv_;
@@ -120,7 +133,12 @@ class Session {
   int64_t n_stored_ = 0;
   std::vector<int64_t> positions_;        // of the rows of a step
   std::vector<Batch::Media> step_media_;  // of a step
-  std::vector<float> logits_;             // of the last token; empty: not computed
+  // What the model says behind the last token, and behind the drafts that were run after it: row by row, the
+  // last token's is row_ (it was a draft itself if that is not 0). Empty: not computed.
+  std::vector<float> logits_;    // [1 + drafts, n_vocab]
+  std::vector<float> hidden_;    // [1 + drafts, d_model], final; also empty where only logits were kept
+  std::vector<int32_t> drafts_;  // tokens of the rows behind the first one
+  size_t row_ = 0;
 };
 
 }  // namespace gemmule

@@ -306,15 +306,16 @@ void SessionFile::save(const Session& session, int fd, std::string_view front, c
   head.n_media = static_cast<int64_t>(media.size());
   head.n_marks = static_cast<int64_t>(marks.size());
   head.n_chunks = static_cast<int64_t>(chunks.size());
-  head.n_logits = static_cast<int64_t>(session.logits_.size());
+  const std::span<const float> logits = session.last_row(session.logits_);
+  head.n_logits = static_cast<int64_t>(logits.size());
   head.front_bytes = static_cast<int64_t>(front.size());
   std::strncpy(head.kv_type, format_kv_types(kv.types()).c_str(), sizeof head.kv_type - 1);
   const auto bytes_of = [](const auto& items) {
     return static_cast<int64_t>(items.size() * sizeof items[0]);
   };
   head.file_bytes = static_cast<int64_t>(sizeof head) + head.front_bytes + bytes_of(session.tokens_) +
-                    bytes_of(media) + bytes_of(marks) + bytes_of(chunks) + vector_bytes +
-                    bytes_of(session.logits_) + cache_bytes(kv, head.first_held, head.n_stored) +
+                    bytes_of(media) + bytes_of(marks) + bytes_of(chunks) + vector_bytes + bytes_of(logits) +
+                    cache_bytes(kv, head.first_held, head.n_stored) +
                     head.n_chunks * KvSnapshots::chunk_bytes(kv) + static_cast<int64_t>(sizeof(uint64_t));
   head.checksum = head_checksum(head);
 
@@ -327,7 +328,7 @@ void SessionFile::save(const Session& session, int fd, std::string_view front, c
   out.body(chunks);
   for (const MediaRows& m : session.media_)
     out.body(m.vectors.get(), static_cast<size_t>(m.n_rows * d_model) * sizeof(float));
-  out.body(session.logits_);
+  out.body(logits.data(), logits.size_bytes());
   for (int64_t i = 0; i < kv.n_layers(); ++i)
     for (const KvPlane& plane : kv.planes(i))
       each_run(plane, kv.is_sliding(i) ? head.first_held : 0, head.n_stored,

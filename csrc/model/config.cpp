@@ -2,6 +2,7 @@
 // refused here, by key, so that no unsupported variant can run and merely sound fluent.
 #include "model/config.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/error.h"
@@ -180,7 +181,7 @@ void read_turned(Config& c, const GgufFile& file) {
 }
 
 // Gemma 4: the pattern, the head sizes and the key/value heads differ between layer kinds.
-void read_gemma4(Config& c, const GgufFile& file, const Reader& read) {
+void read_gemma4_layers(Config& c, const GgufFile& file, const Reader& read) {
   const auto n_heads = read.per_layer("attention.head_count", c.n_layers, 1, kMaxHeads);
   const auto n_kv_heads = read.per_layer("attention.head_count_kv", c.n_layers, 1, kMaxHeads);
   const int64_t dim_global = read.integer("attention.key_length", 8, kMaxHeadDim);
@@ -194,13 +195,10 @@ void read_gemma4(Config& c, const GgufFile& file, const Reader& read) {
   for (size_t i = 0; i < d_ff.size(); ++i)
     c.layers.push_back(
         {pattern[i] != 0, n_heads[i], n_kv_heads[i], pattern[i] != 0 ? dim_sliding : dim_global, d_ff[i]});
-  read_shared_kv(c, file, read);
-  read_extras(c, file, read);
   c.attn_scale = 1;
   c.v_norm = true;
   c.has_out_scale = true;
   c.has_rope_factors = true;
-  read_turned(c, file);
   c.rope_sliding = {read.number_or("rope.freq_base_swa", 1e4, kMinRopeBase, kMaxRopeBase), dim_sliding, 1};
   c.rope_global = {read.number_or("rope.freq_base", 1e6, kMinRopeBase, kMaxRopeBase), dim_global, 1};
   if (read.integer_or("rope.dimension_count", dim_global, 1, kMaxHeadDim) != dim_global ||
@@ -209,7 +207,60 @@ void read_gemma4(Config& c, const GgufFile& file, const Reader& read) {
                                " differs from the head size, which this version cannot run"));
 }
 
+void read_gemma4(Config& c, const GgufFile& file, const Reader& read) {
+  read_gemma4_layers(c, file, read);
+  read_shared_kv(c, file, read);
+  read_extras(c, file, read);
+  read_turned(c, file);
+}
+
+// Each layer of a drafter reads the last layer of its kind that has keys of its own.
+void read_target_kv(Config& c, const Config& target, const GgufFile& file, const Reader& read) {
+  const auto same = [&](const std::string& key, const auto& found, const auto& wanted) {
+    if (found != wanted)
+      throw FormatError(cat(file.path(), ": ", key, " is ", found, ", but ", wanted,
+                            " in the model it is to draft for; give the drafter of the same model"));
+  };
+  same(read.key("embedding_length_out"), read.integer("embedding_length_out", 1, kMaxWidth), target.d_model);
+  same(read.key("attention.sliding_window"), c.window, target.window);
+  same(read.key("rope.freq_base"), c.rope_global.base, target.rope_global.base);
+  same(read.key("rope.freq_base_swa"), c.rope_sliding.base, target.rope_sliding.base);
+  for (size_t i = 0; i < c.layers.size(); ++i) {
+    LayerConfig& layer = c.layers[i];
+    int64_t from = target.n_layers - 1;
+    const auto is_source = [&](const LayerConfig& l) {
+      return l.owns_kv() && l.is_sliding == layer.is_sliding;
+    };
+    while (from >= 0 && !is_source(target.layers[static_cast<size_t>(from)])) --from;
+    if (from < 0)
+      throw FormatError(cat(file.path(), ": layer ", i, " is ", layer.is_sliding ? "sliding" : "global",
+                            " and the model it is to draft for has no such layer"));
+    const LayerConfig& source = target.layers[static_cast<size_t>(from)];
+    same(read.key(layer.is_sliding ? "attention.key_length_swa" : "attention.key_length"), layer.head_dim,
+         source.head_dim);
+    same(read.key("attention.head_count_kv"), layer.n_kv_heads, source.n_kv_heads);
+    layer.kv_from = from;
+    layer.n_turned = source.n_turned;
+  }
+}
+
+// The matrix that says how many tokens there are.
+int64_t read_vocabulary(const GgufFile& file) {
+  const GgufTensor* embed = file.find_tensor("token_embd.weight");
+  if (embed == nullptr || embed->shape.size() != 2)
+    throw FormatError(
+        cat(file.path(), ": the matrix token_embd.weight is missing; this is not a complete text model"));
+  if (embed->shape[1] > kMaxVocab)
+    throw FormatError(
+        cat(file.path(), ": token_embd.weight has ", embed->shape[1], " rows, more than ", kMaxVocab));
+  return embed->shape[1];
+}
+
 }  // namespace
+
+bool Config::owns_kv() const {
+  return std::any_of(layers.begin(), layers.end(), [](const LayerConfig& layer) { return layer.owns_kv(); });
+}
 
 Config Config::from_gguf(const GgufFile& file) {
   Config c;
@@ -225,14 +276,7 @@ Config Config::from_gguf(const GgufFile& file) {
     read_gemma4(c, file, read);
   check_heads(c, file, read);
 
-  const GgufTensor* embed = file.find_tensor("token_embd.weight");
-  if (embed == nullptr || embed->shape.size() != 2)
-    throw FormatError(
-        cat(file.path(), ": the matrix token_embd.weight is missing; this is not a complete text model"));
-  c.n_vocab = embed->shape[1];
-  if (c.n_vocab > kMaxVocab)
-    throw FormatError(
-        cat(file.path(), ": token_embd.weight has ", c.n_vocab, " rows, more than ", kMaxVocab));
+  c.n_vocab = read_vocabulary(file);
   for (const char* key : {"tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"}) {
     const GgufValue* value = file.find(key);
     if (value != nullptr &&
@@ -248,6 +292,28 @@ Config Config::from_gguf(const GgufFile& file) {
       c.suppress_tokens.push_back(static_cast<int32_t>(id));
     }
   }
+  return c;
+}
+
+Config Config::drafter_from_gguf(const GgufFile& file, const Config& target) {
+  Config c;
+  c.architecture = std::string(file.get_string("general.architecture"));
+  if (c.architecture != "gemma4-assistant" || target.architecture != "gemma4")
+    throw UnsupportedError(cat(file.path(), ": general.architecture is \"", printable(c.architecture),
+                               "\"; only a gemma4-assistant can draft, and only for a gemma4 model"));
+  const Reader read(file, c.architecture);
+  read_common(c, read);
+  read_gemma4_layers(c, file, read);
+  check_heads(c, file, read);
+  read.refuse_if_set("embedding_length_per_layer_input", "per-layer embeddings in a drafter");
+  read.refuse_if_set("expert_count", "a mixture of experts in a drafter");
+  read.refuse_if_set("final_logit_softcapping", "a softcap on the logits of a drafter");
+  read_target_kv(c, target, file, read);
+  c.n_vocab = read_vocabulary(file);
+  if (c.n_vocab != target.n_vocab)
+    throw FormatError(cat(file.path(), ": token_embd.weight has ", c.n_vocab,
+                          " rows and the model it is to draft for has ", target.n_vocab,
+                          " tokens; give the drafter of the same model"));
   return c;
 }
 

@@ -26,7 +26,7 @@ struct LayerConfig {
   int64_t head_dim = 0;
   int64_t d_ff = 0;         // width of the dense feed-forward
   int64_t d_ff_expert = 0;  // width of each expert; 0: none
-  int64_t kv_from = -1;     // the layer whose keys and values it reads; -1: its own
+  int64_t kv_from = -1;  // the layer whose keys and values it reads, of the target in a drafter; -1: its own
   // Pairs of a key that the cache keeps beside the values, where the rest of the key is a weight times those:
   // the pairs that turn, rounded up to eights; 0: keys are kept whole.
   int64_t n_turned = 0;
@@ -44,7 +44,7 @@ struct RopeConfig {
 };
 
 struct Config {
-  std::string architecture;  // "gemma3" or "gemma4"
+  std::string architecture;  // "gemma3" or "gemma4"; "gemma4-assistant" is a drafter
   int64_t n_layers = 0;
   int64_t d_model = 0;
   int64_t d_ple = 0;           // E2B, E4B: numbers per layer of the second embedding; 0: none
@@ -66,6 +66,12 @@ struct Config {
 
   // Throws FormatError or UnsupportedError naming file and key.
   static Config from_gguf(const GgufFile& file);
+
+  // The stack of a drafter ("gemma4-assistant") for the model `target`: every layer reads the cache of one of
+  // the target's (`kv_from`), so what shapes keys must be the same in both. Throws as from_gguf does.
+  static Config drafter_from_gguf(const GgufFile& file, const Config& target);
+
+  bool owns_kv() const;  // whether any layer does
 };
 
 }  // namespace gemmule

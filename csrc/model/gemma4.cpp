@@ -38,11 +38,16 @@ void show_experts(const Tap* tap, const char* name, size_t layer, Rows values, c
 }  // namespace
 
 Rows Gemma4::forward(const Batch& batch, const StopToken* stop, const Tap* tap) {
-  place_rows(batch);
-  const Rows x = s_.x.first(n_), y = s_.y.first(n_);
+  const Rows x = stream(static_cast<int64_t>(batch.tokens.size()));
   be_.embed(x, w_.embed, batch.tokens, cfg_.embed_scale);
   for (const Batch::Media& m : batch.media) be_.write(x.from(m.row, m.n_rows), m.vectors);
   show(tap, "embed", x);
+  return run_layers(batch, stop, tap);
+}
+
+Rows Gemma4::run_layers(const Batch& batch, const StopToken* stop, const Tap* tap) {
+  place_rows(batch);
+  const Rows x = stream(n_), y = s_.y.first(n_);
   if (cfg_.d_ple > 0) embed_per_layer(batch, tap);
   for (size_t i = 0; i < w_.layers.size(); ++i) {
     if (stop) stop->check();
@@ -65,7 +70,7 @@ void Gemma4::attention(size_t i, const Batch& batch, const Tap* tap) {
              a = s_.a.as(n_, c.q_width());
   const Rows cos = s_.cos[c.is_sliding].first(n_), sin = s_.sin[c.is_sliding].first(n_);
   for (size_t r = 0; r < runs_.size(); ++r)
-    runs_[r].kv = batch.sequences[r].kv->layer(static_cast<int64_t>(i));
+    runs_[r].kv = batch.sequences[r].kv->layer(c.owns_kv() ? static_cast<int64_t>(i) : c.kv_from);
 
   be_.rms_norm(h, x, l.attn_norm, cfg_.rms_eps);
   show(tap, "attn_in", i, h);

@@ -64,6 +64,11 @@ class Gemma4 {
   // positions is then undefined, earlier positions are untouched.
   Rows forward(const Batch& batch, const StopToken* stop, const Tap* tap);
 
+  // `forward` in two halves, for a stack whose rows do not start from embeddings (a drafter): fill `stream`
+  // [n, d_model], then run the layers over it; tokens and media of the batch are not looked at.
+  Rows stream(int64_t n) { return s_.x.first(n); }
+  Rows run_layers(const Batch& batch, const StopToken* stop, const Tap* tap);
+
   // hidden: up to max_logits rows of what `forward` returned -> logits [n, n_vocab], softcapped; valid until
   // the next call.
   Rows logits(Rows hidden);

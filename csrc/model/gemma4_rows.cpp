@@ -8,13 +8,15 @@ namespace gemmule {
 
 // Where each row stands: its rotary angles, what it may see, and whose cache it writes.
 void Gemma4::place_rows(const Batch& batch) {
-  n_ = static_cast<int64_t>(batch.tokens.size());
+  n_ = static_cast<int64_t>(batch.pos.size());
+  // A drafter's row stands at a position that is not in the cache yet.
+  const int64_t sees_itself = cfg_.owns_kv() ? 1 : 0;
   for (int kind = 0; kind < 2; ++kind)
     rope_angles(freq_[kind], batch.pos, s_.cos[kind].data, s_.sin[kind].data);
   for (size_t i = 0; i < batch.pos.size(); ++i) {
     lo_[0][i] = 0;
     lo_[1][i] = std::max<int64_t>(0, batch.pos[i] - (cfg_.window - 1));
-    hi_[0][i] = hi_[1][i] = batch.pos[i] + 1;
+    hi_[0][i] = hi_[1][i] = batch.pos[i] + sees_itself;
   }
   for (const Batch::Media& m : batch.media) {
     if (!m.is_block) continue;

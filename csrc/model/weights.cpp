@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "core/error.h"
-#include "model/binder.h"
 #include "quant/packed.h"
 
 namespace gemmule {
@@ -12,11 +11,11 @@ namespace {
 
 // The weight of the query norm, where the cache keeps values in the place of keys: the numbers that meet
 // values carry the weight of the key norm, w_q q . w_k v = (w_q w_k) q . v.
-Tensor join_norms(Binder& bind, const LayerConfig& layer, const std::string& block, const std::string& owner,
-                  Backend& backend) {
+Tensor join_norms(Binder& bind, Binder& keys, const LayerConfig& layer, const std::string& block,
+                  const std::string& owner, Backend& backend) {
   const int64_t half = layer.head_dim / 2;
   const Tensor q = bind.host_vector(block + "attn_q_norm.weight", layer.head_dim);
-  const Tensor k = bind.host_vector(owner + "attn_k_norm.weight", layer.head_dim);
+  const Tensor k = keys.host_vector(owner + "attn_k_norm.weight", layer.head_dim);
   std::vector<float> both(q.f32(), q.f32() + layer.head_dim);
   for (int64_t i = 0; i < layer.head_dim; ++i)
     if (i % half >= layer.n_turned) both[static_cast<size_t>(i)] *= k.f32()[i];
@@ -25,7 +24,7 @@ Tensor join_norms(Binder& bind, const LayerConfig& layer, const std::string& blo
   return {DType::F32, 1, layer.head_dim, reinterpret_cast<const uint8_t*>(placed.data)};
 }
 
-void bind_attention(LayerWeights& l, Binder& bind, const Config& c, const LayerConfig& layer,
+void bind_attention(LayerWeights& l, Binder& bind, Binder& keys, const Config& c, const LayerConfig& layer,
                     const std::string& block, Backend& backend) {
   const int64_t q_width = layer.q_width(), kv_width = layer.kv_width();
   bind.refuse(block + "attn_qkv.weight",
@@ -33,7 +32,7 @@ void bind_attention(LayerWeights& l, Binder& bind, const Config& c, const LayerC
   l.attn_norm = bind.vector(block + "attn_norm.weight", c.d_model);
   l.wq = bind.matrix(block + "attn_q.weight", q_width, c.d_model);
   const std::string owner = layer.owns_kv() ? block : cat("blk.", layer.kv_from, ".");
-  l.q_norm = layer.n_turned > 0 ? join_norms(bind, layer, block, owner, backend)
+  l.q_norm = layer.n_turned > 0 ? join_norms(bind, keys, layer, block, owner, backend)
                                 : bind.vector(block + "attn_q_norm.weight", layer.head_dim);
   l.wo = bind.matrix(block + "attn_output.weight", c.d_model, q_width);
   l.attn_post_norm = bind.vector(block + "post_attention_norm.weight", c.d_model);
@@ -97,8 +96,14 @@ void bind_per_layer_embedding(LayerWeights& l, Binder& bind, const Config& c, co
 
 }  // namespace
 
-Weights Weights::bind(const GgufFile& file, const Config& c, Backend& backend) {
-  Binder bind(file, backend);
+Weights Weights::bind(const GgufFile& file, const Config& config, Backend& backend) {
+  Binder binder(file, backend);
+  Weights w = bind(binder, binder, config, backend);
+  binder.refuse_unused();
+  return w;
+}
+
+Weights Weights::bind(Binder& bind, Binder& keys, const Config& c, Backend& backend) {
   Weights w;
   w.embed = bind.matrix("token_embd.weight", c.n_vocab, c.d_model);
   w.output = bind.has("output.weight") ? bind.matrix("output.weight", c.n_vocab, c.d_model) : w.embed;
@@ -117,14 +122,13 @@ Weights Weights::bind(const GgufFile& file, const Config& c, Backend& backend) {
     const LayerConfig& layer = c.layers[i];
     const std::string block = cat("blk.", i, ".");
     LayerWeights l;
-    bind_attention(l, bind, c, layer, block, backend);
+    bind_attention(l, bind, keys, c, layer, block, backend);
     bind_feed_forward(l, bind, c, layer, block);
     if (c.n_experts > 0) bind_experts(l, bind, c, layer, block);
     if (c.d_ple > 0) bind_per_layer_embedding(l, bind, c, block);
     if (c.has_out_scale) l.out_scale = bind.host_vector(block + "layer_output_scale.weight", 1).f32()[0];
     w.layers.push_back(l);
   }
-  bind.refuse_unused();
   return w;
 }
 

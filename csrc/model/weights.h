@@ -7,6 +7,7 @@
 #include "backend/backend.h"
 #include "core/tensor.h"
 #include "gguf/gguf_reader.h"
+#include "model/binder.h"
 #include "model/config.h"
 
 namespace gemmule {
@@ -54,6 +55,9 @@ struct Weights {
   // Checks every tensor's shape and type and refuses tensors nobody asked for. Throws FormatError or
   // UnsupportedError naming file and tensor.
   static Weights bind(const GgufFile& file, const Config& config, Backend& backend);
+
+  // The same, leaving other tensors to the caller. keys: the file of the layers that `kv_from` names.
+  static Weights bind(Binder& file, Binder& keys, const Config& config, Backend& backend);
 };
 
 }  // namespace gemmule

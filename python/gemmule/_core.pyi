@@ -10,6 +10,9 @@ import numpy.typing
 import typing_extensions
 
 __all__: list[str] = [
+    "DraftTable",
+    "Drafter",
+    "Drafting",
     "Encoder",
     "GgufFile",
     "ImportanceCollector",
@@ -24,9 +27,11 @@ __all__: list[str] = [
     "available_memory",
     "block_size",
     "build_info",
+    "check_drafter",
     "cpu_info",
     "dequantize",
     "image_memory",
+    "measure_roofline",
     "memory_plan",
     "pack_rows",
     "quantize",
@@ -329,6 +334,80 @@ class ImportanceCollector:
     def entries(self) -> list[typing.Any]:
         """(tensor, float64 [n_matrices, n_cols] sums of squares, int64 [n_matrices] rows) of each matrix."""
 
+class Drafter:
+    """Guesses the tokens that a model will choose."""
+
+    def __init__(
+        self, model: Model, file: GgufFile, *, draft_vocab: typing.SupportsInt | typing.SupportsIndex = 0
+    ) -> None: ...
+    def step(
+        self,
+        session: Session,
+        token: typing.SupportsInt | typing.SupportsIndex,
+        hidden: numpy.typing.NDArray[numpy.float32],
+        pos: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        stop: StopToken | None = None,
+    ) -> tuple[typing.Any, ...]:
+        """(logits, next hidden) of what follows `token`. hidden: float32 [d_model] of the token before it, the model's or that of the step before; pos: of the first token of the round."""
+
+    @property
+    def weight_bytes(self) -> int: ...
+
+class DraftTable:
+    """What a model's requests have learnt about drafting: times of passes, chances."""
+
+    def __init__(self) -> None: ...
+    def pass_times(self) -> dict[int, float]:
+        """Seconds of a pass by its rows, of those that were run."""
+
+    @property
+    def n_passes(self) -> int: ...
+    @property
+    def numbers(self) -> list[float]: ...
+    @numbers.setter
+    def numbers(
+        self, arg1: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]
+    ) -> None: ...
+
+class Drafting:
+    """The drafts of one request."""
+
+    def __init__(
+        self,
+        table: DraftTable,
+        sampler: Sampler,
+        *,
+        n_prompt: typing.SupportsInt | typing.SupportsIndex = 0,
+        ends: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = ...,
+        drafter: Drafter | None = None,
+        lookup: bool = True,
+        length: typing.SupportsInt | typing.SupportsIndex = 0,
+        script: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = ...,
+        accept: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        seed: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None:
+        """length: how many tokens to draft; 0: as many as pay. script, for measuring: the tokens by position, of which each is drafted rightly with the chance `accept`."""
+
+    def append(
+        self,
+        session: Session,
+        token: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        most: typing.SupportsInt | typing.SupportsIndex,
+        stop: StopToken | None = None,
+    ) -> None:
+        """Run one token in a session, and in the same pass up to `most` that are expected behind it."""
+
+    @property
+    def by_place(self) -> list[tuple[int, int]]:
+        """(times the draft at that place of a round was reached, times it was right)."""
+
+    @property
+    def n_accepted(self) -> int: ...
+    @property
+    def n_drafted(self) -> int: ...
+
 class Encoder:
     """Encodes rows of numbers into a tensor type on its own threads."""
 
@@ -383,6 +462,9 @@ def block_size(type: str) -> tuple[int, int]:
 def build_info() -> dict[str, typing.Any]:
     """Version, build type and compiler of the extension."""
 
+def check_drafter(file: GgufFile, target: GgufFile) -> None:
+    """Refuses a file that is no drafter of the target, by their headers."""
+
 def cpu_info() -> dict[str, typing.Any]:
     """Instruction-set levels of this build and what this machine can run."""
 
@@ -399,6 +481,11 @@ def image_memory(
 ) -> int:
     """Bytes that an image of n_rows tokens needs beside steps of text."""
 
+def measure_roofline(
+    n_threads: typing.SupportsInt | typing.SupportsIndex = 0, path: str = ""
+) -> list[typing.Any]:
+    """What this machine can do: clock, read bandwidth, arithmetic peaks, the cost of a barrier."""
+
 def memory_plan(
     file: GgufFile,
     *,
@@ -406,6 +493,7 @@ def memory_plan(
     kv_type: str = "f16",
     n_ubatch: typing.SupportsInt | typing.SupportsIndex = 256,
     mmproj: GgufFile | None = None,
+    drafter: GgufFile | None = None,
     snapshot_limit: typing.SupportsInt | typing.SupportsIndex = 0,
     packing: bool = True,
 ) -> dict[str, typing.Any]:

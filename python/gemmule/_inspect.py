@@ -60,10 +60,12 @@ def estimate(
     """
     file, n_ctx = open_header(path), checked_context(n_ctx)
     limit = None if memory_limit is None else byte_size("memory_limit", memory_limit)
-    mmproj = section_file(file, "mmproj")
+    mmproj, drafter = section_file(file, "mmproj"), section_file(file, "drafter")
     if isinstance(n_ctx, int):
-        return plan_for(file, n_ctx=n_ctx, kv_type=kv_type, mmproj=mmproj, memory_limit=limit)
-    return choose_plan(file, n_ctx, kv_type=kv_type, mmproj=mmproj, memory_limit=limit)
+        return plan_for(
+            file, n_ctx=n_ctx, kv_type=kv_type, mmproj=mmproj, drafter=drafter, memory_limit=limit
+        )
+    return choose_plan(file, n_ctx, kv_type=kv_type, mmproj=mmproj, drafter=drafter, memory_limit=limit)
 
 
 def devices() -> list[Device]:
@@ -105,7 +107,10 @@ def modalities_of(mmproj: _core.GgufFile | None) -> tuple[str, ...]:
     return tuple(kinds)
 
 
-def info_of(file: _core.GgufFile, mmproj: _core.GgufFile | None = None) -> ModelInfo:
+def info_of(
+    file: _core.GgufFile, mmproj: _core.GgufFile | None = None, *, has_drafter: bool | None = None
+) -> ModelInfo:
+    """`mmproj` and `has_drafter`: what an open model found; None: what the file holds."""
     keys = set(file.keys())
 
     def read(key: str, default: Any) -> Any:
@@ -131,7 +136,7 @@ def info_of(file: _core.GgufFile, mmproj: _core.GgufFile | None = None) -> Model
         d_model=read(f"{architecture}.embedding_length", 0),
         n_vocab=embedding[1] if len(embedding) == 2 else 0,
         modalities=modalities_of(mmproj or section_file(file, "mmproj")),
-        has_drafter="drafter" in sections,
+        has_drafter="drafter" in sections if has_drafter is None else has_drafter,
         sections=tuple(sections),
         layout=read("gemmule.layout", "gguf"),
     )

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from gemmule import _core
 from gemmule._cancel import cancelled_by
 from gemmule._checks import MAX_CONTEXT, MAX_THREADS, byte_size, kv_format, path_text, whole
+from gemmule._drafter import DrafterChoice, drafter_of
+from gemmule._drafting import Drafts
 from gemmule._errors import Cancelled, DeviceError, Error
 from gemmule._inspect import info_of
 from gemmule._media.embedder import MediaFrontEnd, open_mmproj
@@ -47,11 +49,13 @@ class Model:
     What does not fit is refused with NotEnoughMemoryError before anything is allocated. n_threads: None uses
     all physical cores. kv_type: the number format of the cache, "f16", "q8_0" or "f32", or one for each kind
     of layer, "sliding=f16,global=q8_0". mmproj: the file with the image and audio embedders; None takes those
-    inside the model file, else the one lying beside it; False takes none. packed: whether weights are brought
+    inside the model file, else the one lying beside it; False takes none. drafter: the file with the
+    small model that guesses tokens ahead; "auto" takes the one inside the model file, else the one that fits
+    and lies beside it (mtp-*.gguf, *assistant*.gguf); False takes none. packed: whether weights are brought
     into the kernels' own order while the model runs, which takes no more memory but memory of its own instead
     of the file's pages; "auto" does so where it fits. memory_limit: what the model and its sessions may take,
-    in bytes or such as "7.5GB". isa: None picks the best instruction set
-    ($GEMMULE_CPU_ISA overrides). The results do not depend on n_threads, packed or isa.
+    in bytes or such as "7.5GB". isa: None picks the best instruction set ($GEMMULE_CPU_ISA overrides). The
+    results do not depend on n_threads, packed or isa.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Model:
         device: str = "auto",
         kv_type: str = "f16",
         mmproj: str | os.PathLike[str] | Literal[False] | None = None,
+        drafter: DrafterChoice = "auto",
         packed: bool | Literal["auto"] = "auto",
         memory_limit: int | str | None = None,
         snapshot_limit: SnapshotLimit = "auto",
@@ -83,13 +88,14 @@ class Model:
         self._snapshot_limit = snapshot_bytes(snapshot_limit)
         packing = {"auto": "auto", True: "always", False: "never"}[packed]
         self._file = file = _core.GgufFile(path_text(path))
-        embedders = open_mmproj(file, mmproj)
+        embedders, draft_file = open_mmproj(file, mmproj), drafter_of(file, drafter)
         self._plan = choose_plan(
             file,
             n_ctx,
             kv_type=kv_type,
             memory_limit=limit,
             mmproj=embedders,
+            drafter=draft_file,
             snapshot_limit=self._snapshot_limit,
             packing=packing != "never",
         )
@@ -101,6 +107,7 @@ class Model:
         self._media = MediaFrontEnd(file.path, embedders, self._tokenizer)
         self._suppress = list(core.suppress_tokens)
         self._isa, self._n_threads = core.isa, core.n_threads
+        self._drafts = Drafts(core, None if draft_file is None else _core.Drafter(core, draft_file))
         self._core = core
 
     # -- facts ---------------------------------------------------------------------------------------------
@@ -108,7 +115,7 @@ class Model:
     @cached_property
     def info(self) -> ModelInfo:
         """What the file says about itself."""
-        return info_of(self._file, self._media.file)
+        return info_of(self._file, self._media.file, has_drafter=self._plan.drafter > 0)
 
     @property
     def plan(self) -> MemoryPlan:
@@ -221,6 +228,9 @@ class Model:
         stop: a string or several, at which the answer ends.
         logprobs: n adds each token's log-probability and the n likeliest alternatives.
         schema, regex, choices, grammar: at most one; what the answer must look like (see `chat`).
+        draft: "auto" runs tokens ahead that are expected, where that is faster, which never changes the
+        answer: those that the model's drafter expects, or that followed the same words before. "mtp" and
+        "lookup" use one of the two, a number drafts so many each time, False none.
         image_tokens: 70, 140, 280, 560 or 1120, the detail at which images are seen.
         truncation: "error" refuses a prompt that does not fit; "oldest" leaves out its beginning, "middle"
         its middle, and says so in `reply.warnings` and `reply.usage.dropped_tokens`. In `chat` these leave
@@ -382,6 +392,7 @@ class Model:
         """Frees the weights. Calling it again does nothing; later use of the model raises Error."""
         with self._lock:
             self._core = None
+            self._drafts.close()
 
     def __enter__(self) -> "Model":
         return self

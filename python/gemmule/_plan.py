@@ -37,7 +37,7 @@ AUTO_SNAPSHOTS = -1  # as the core takes it
 
 _STEP = 256  # contexts are compared in these steps: global layers keep whole chunks of so many positions
 _SPARE = 10  # one part in so many stays free when the context is chosen
-_CODE = 16 << 20  # of the package and its libraries, as measured with benchmarks/engine/memory.py
+_CODE = 16 << 20  # of the package and its libraries, as `gemmule bench memory` measures them
 _PER_TOKEN = 120  # bytes of the vocabulary's tables, measured
 _PER_TOKEN_SPM = 72  # of a vocabulary with scores (tokenizer.ggml.model is "llama")
 
@@ -48,6 +48,7 @@ def plan_for(
     n_ctx: int,
     kv_type: str = "f16",
     mmproj: _core.GgufFile | None = None,
+    drafter: _core.GgufFile | None = None,
     snapshot_limit: int = AUTO_SNAPSHOTS,
     packing: bool = True,
     memory_limit: int | None = None,
@@ -60,6 +61,7 @@ def plan_for(
         n_ctx=n_ctx,
         kv_type=kv_format(kv_type),
         mmproj=mmproj,
+        drafter=drafter,
         snapshot_limit=snapshot_limit,
         packing=packing,
     )
@@ -71,6 +73,7 @@ def plan_for(
         kv=plan["kv"],
         scratch=plan["scratch"],
         media=plan["media"],
+        drafter=plan["drafter"],
         snapshots=plan["snapshots"],
         runtime=runtime,
         total=plan["total"] + runtime,
@@ -129,6 +132,7 @@ def choose_plan(
     kv_type: str,
     memory_limit: int | None = None,
     mmproj: _core.GgufFile | None = None,
+    drafter: _core.GgufFile | None = None,
     snapshot_limit: int = AUTO_SNAPSHOTS,
     packing: bool = True,
 ) -> MemoryPlan:
@@ -144,6 +148,7 @@ def choose_plan(
             n_ctx=size,
             kv_type=kv_type,
             mmproj=mmproj,
+            drafter=drafter,
             snapshot_limit=snapshot_limit,
             packing=packing,
             memory_limit=memory_limit,
@@ -218,7 +223,7 @@ class Room:
         free: int = _core.available_memory()
         rooms = []
         if free:
-            rooms.append(free - max(0, self.plan.weights - packed_bytes) - unused)
+            rooms.append(free - max(0, self.plan.weights + self.plan.drafter - packed_bytes) - unused)
         if self.memory_limit is not None:
             rooms.append(self.memory_limit - (self.plan.total - self.plan.kv) - reserved)
         return min(rooms, default=None)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from gemmule import _core
 from gemmule._checks import whole
+from gemmule._drafting import DraftOption
 from gemmule._prompt import Prompt
 from gemmule._sampling import SamplingParams
 
@@ -47,6 +48,7 @@ class GenerateOptions(TypedDict, total=False):
     regex: str | None
     choices: Sequence[str] | None
     grammar: str | None
+    draft: DraftOption
     image_tokens: int | None
     truncation: Literal["error", "oldest", "middle"] | None
     cancel: _core.StopToken | None
@@ -95,6 +97,7 @@ class Request:
     dialogue: Dialogue | None = None
     warnings: tuple[str, ...] = ()
     dropped_tokens: int = 0  # left out of the prompt by `truncation`
+    draft: DraftOption = "auto"
 
     @property
     def image_rows(self) -> int:
@@ -137,6 +140,7 @@ def make_request(
         dialogue,
         (*prompt.warnings, *warnings),
         dropped_tokens,
+        model._drafts.check(options.get("draft", "auto")),
     )
 
 

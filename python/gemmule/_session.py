@@ -375,6 +375,20 @@ class Session:
             self._timeline += new.tokens
             self._n_pending = 0
 
+    def _follow(self, drafting: _core.Drafting | None, most: int, stop: _core.StopToken) -> None:
+        """Runs the token that was sampled last, and with it up to `most` that are expected behind it."""
+        with self._model._lock:
+            if drafting is None or self._n_pending != 1:
+                self._advance(None, stop, None)
+                return
+            self._idle()
+            self._busy = True
+            try:
+                drafting.append(self._engine(), self._timeline[-1], most=most, stop=stop)
+            finally:
+                self._busy = False
+            self._n_pending = 0
+
     def _sample(
         self, sampler: _core.Sampler, n_prompt: int, mask: NDArray[np.uint32] | None, stop: _core.StopToken
     ) -> tuple[int, float, list[tuple[int, float]]]:

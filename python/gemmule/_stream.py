@@ -6,12 +6,14 @@ follows it. In a chat a parser sorts them into thinking, text and tool calls.
 """
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gemmule import _core
 from gemmule._cancel import turn
+from gemmule._drafting import NO_DRAFTS, DraftCounts
 from gemmule._errors import Cancelled, Error, GrammarError
 from gemmule._prompt import count_of
 from gemmule._request import Request
@@ -79,6 +81,8 @@ class Stream:
                 thinking_open=request.dialogue.thinking_open,
             )
         self._constraint: Constraint | None = None
+        self._drafting: _core.Drafting | None = None
+        self._draft_counts = NO_DRAFTS
         self._forced: list[int] = []  # tokens that come next whatever the model would say
         self._pieces = self._run()
 
@@ -151,7 +155,12 @@ class Stream:
                 dropped_tokens=self._request.dropped_tokens,
             ),
             timings=Timings.of(
-                n_prompt + self._n_again, self._prompt_seconds, n_answer, self._seconds, self._n_steps
+                n_prompt + self._n_again,
+                self._prompt_seconds,
+                n_answer,
+                self._seconds,
+                self._n_steps,
+                self._draft_counts,
             ),
             logprobs=None if self._request.n_logprobs is None else tuple(self._logprobs),
             warnings=(*context_warnings(n_ctx, model.plan.n_ctx_train), *self._warnings),
@@ -167,6 +176,9 @@ class Stream:
         if self._constraint is not None:
             self._constraint.close()
         self._parse_answer()
+        if self._drafting is not None:  # which would keep the weights in memory
+            self._draft_counts, self._drafting = DraftCounts.of(self._drafting), None
+            self._session.model._drafts.keep()
         self._session._stream_ended(self, close=self._owns_session)
         if self._on_end is not None and self._error is None:
             self._on_end(self._reply())
@@ -213,12 +225,14 @@ class Stream:
         finally:
             self._prompt_seconds = time.perf_counter() - began
         ends = session.model.tokenizer.eos_ids
+        n_prompt = self._n_before + len(request.prompt)
+        self._drafting = session.model._drafts.start(request.draft, sampler, n_prompt, ends)
         # The last token is never run. One more than fits may be sampled where nobody can go on from it.
         room = session.n_ctx - session.n_tokens + self._owns_session
         while len(self._tokens) < room and not self._is_full():
             self._limit_thinking(room - len(self._tokens))
             try:
-                token = self._next_token(sampler)
+                token = self._next_token(sampler, room)
             except Cancelled:
                 return "cancelled"
             if token in ends:
@@ -230,8 +244,12 @@ class Stream:
 
     def _is_full(self) -> bool:
         """Whether the answer has all its tokens; thinking has a limit of its own."""
+        return self._left() <= 0
+
+    def _left(self) -> float:
+        """How many tokens the answer may still have, if no more of them are thinking."""
         limit = self._request.max_tokens
-        return limit is not None and len(self._tokens) - self._n_thinking >= limit
+        return math.inf if limit is None else limit - (len(self._tokens) - self._n_thinking)
 
     def _limit_thinking(self, room: int) -> None:
         """Closes a thought whose budget is used up, so that an answer follows."""
@@ -249,14 +267,18 @@ class Stream:
         limit = dialogue.budget if spent else "all the context"
         self._warnings.append(f"thinking was ended after {self._n_thinking} tokens; its limit was {limit}")
 
-    def _next_token(self, sampler: _core.Sampler) -> int:
-        """Runs the token before (if any), samples, and puts the new token on the session's timeline."""
+    def _next_token(self, sampler: _core.Sampler, room: int) -> int:
+        """Runs the token before (if any), samples, and puts the new token on the session's timeline. `room`:
+        tokens that the answer may have at most.
+        """
         if self._stop.cancelled:
             raise Cancelled("the generation was cancelled")
         began = time.perf_counter()
         session = self._session
         if session._n_pending:
-            session._advance(None, self._stop, None)
+            # The last token of an answer is not run, so a draft that would be it need not be either.
+            most = min(room - len(self._tokens), self._left()) - 1
+            session._follow(self._drafting, int(most), self._stop)
             self._n_steps += 1
         logprob, top = 0.0, list[tuple[int, float]]()
         if self._forced:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from gemmule._chat.messages import Message, ToolCall
+    from gemmule._drafting import DraftCounts
 
 __all__ = [
     "ConvertReport",
@@ -128,8 +129,10 @@ class Usage(_Record):
 class Timings(_Record):
     """Wall-clock times. `prompt_*` is the prefill of the new tokens, `predicted_*` the generated ones.
 
-    The first answer token comes out of the prefill, so `predicted_per_second` counts the passes that made
-    the others.
+    The first answer token comes out of the prefill, so `predicted_per_second` counts the others. `draft_n`
+    tokens were drafted and run ahead, `draft_n_accepted` of them became part of the answer;
+    `draft_acceptance` is the share of right drafts at the first place of a round, at the second where the
+    first was right, and so on.
     """
 
     prompt_n: int = 0
@@ -138,10 +141,19 @@ class Timings(_Record):
     predicted_n: int = 0
     predicted_ms: float = 0.0
     predicted_per_second: float = 0.0
+    draft_n: int = 0
+    draft_n_accepted: int = 0
+    draft_acceptance: tuple[float, ...] = ()
 
     @classmethod
     def of(
-        cls, prompt_n: int, prompt_seconds: float, predicted_n: int, seconds: float, n_passes: int
+        cls,
+        prompt_n: int,
+        prompt_seconds: float,
+        predicted_n: int,
+        seconds: float,
+        n_steps: int,
+        drafts: "DraftCounts | None" = None,
     ) -> "Timings":
         return cls(
             prompt_n=prompt_n,
@@ -149,15 +161,19 @@ class Timings(_Record):
             prompt_per_second=prompt_n / prompt_seconds if prompt_seconds > 0 else 0.0,
             predicted_n=predicted_n,
             predicted_ms=seconds * 1e3,
-            predicted_per_second=n_passes / seconds if seconds > 0 else 0.0,
+            predicted_per_second=n_steps / seconds if seconds > 0 else 0.0,
+            draft_n=0 if drafts is None else drafts.drafted,
+            draft_n_accepted=0 if drafts is None else drafts.accepted,
+            draft_acceptance=() if drafts is None else drafts.acceptance,
         )
 
     def __str__(self) -> str:
+        drafts = f", {self.draft_n_accepted} of {self.draft_n} drafts right" if self.draft_n else ""
         return (
             f"prompt {self.prompt_n} tokens in {self.prompt_ms:.0f} ms "
             f"({self.prompt_per_second:.1f} tokens/s), "
             f"answer {self.predicted_n} tokens in {self.predicted_ms:.0f} ms "
-            f"({self.predicted_per_second:.1f} tokens/s)"
+            f"({self.predicted_per_second:.1f} tokens/s){drafts}"
         )
 
 

@@ -17,6 +17,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _drafting_is_not_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tiny models teach about drafting stays out of the user's cache."""
+    folder = tmp_path_factory.mktemp("drafting")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gemmule._drafting.cache_dir", lambda: folder)
+        yield
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     return GOLDEN

@@ -16,6 +16,7 @@ from gemmule._convert.checkpoint import load_checkpoint
 from gemmule._convert.hf_config import parse_config, read_config
 from gemmule._convert.image import Image
 from gemmule._convert.names import audio_entries, text_entries, vision_entries
+from gemmule._convert.safetensors import open_weights
 
 MODELS = [name for name in tiny_folder.VARIANTS if not name.endswith("assistant")]
 
@@ -346,7 +347,43 @@ def test_drafter_without_a_tokenizer_takes_that_of_its_target(tmp_path: Path) ->
     (drafter / "tokenizer.json").unlink()
     image = load_checkpoint(folder, drafter=drafter).sections["drafter"]
     assert len(keys(image)["tokenizer.ggml.tokens"]) == 640
-    assert not any(spec.name.startswith("masked") for spec in image.tensors)
+
+
+def test_clusters_of_a_drafter_become_keys(tmp_path: Path) -> None:
+    folder = tiny_folder.write_folder(tmp_path / "model", "e2b")
+    drafter = tiny_folder.write_folder(tmp_path / "model-assistant", "e2b-assistant", dtype="F32")
+    image = load_checkpoint(folder).sections["drafter"]
+    assert not any("masked" in spec.name or "centroid" in spec.name for spec in image.tensors)
+    got, stored = keys(image), open_weights(drafter)
+    centroids = stored["masked_embedding.centroids.weight"].to_float32()
+    assert np.array_equal(got["gemmule.drafter.centroids"], centroids.reshape(-1))
+    assert sorted(got["gemmule.drafter.clusters"].tolist()) == list(range(640))
+    assert got["gemmule.drafter.n_clusters_used"] == 4
+    edit_weights(drafter / "model.safetensors", _twice)
+    with pytest.raises(FormatError, match=r"token_ordering: it must hold each of 640 tokens once"):
+        load_checkpoint(folder)
+
+
+def _twice(entries: dict[str, tuple[str, np.ndarray]]) -> None:
+    kind, tokens = entries["masked_embedding.token_ordering"]
+    entries["masked_embedding.token_ordering"] = (kind, np.array([tokens[1], *tokens[1:]], np.int64))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_centroids": 33}, "divisor of vocab_size 640"),
+        ({"centroid_intermediate_top_k": 33}, "at most num_centroids 32"),
+    ],
+)
+def test_clusters_that_do_not_add_up_are_refused(
+    tmp_path: Path, change: dict[str, int], message: str
+) -> None:
+    folder = tiny_folder.write_folder(tmp_path / "model", "e2b")
+    drafter = tiny_folder.write_folder(tmp_path / "other", "e2b-assistant")
+    edit_json(drafter / "config.json", lambda config: config.update(change))
+    with pytest.raises(FormatError, match=message):
+        load_checkpoint(folder, drafter=drafter)
 
 
 def test_two_fitting_drafters_are_not_guessed_between(tmp_path: Path) -> None:

@@ -127,13 +127,15 @@ def test_settings_reach_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "array"}', encoding="utf-8")
     repl, code = chat(
-        "/set temperature 0.5", "/set think 64", "/set system Be kind.", "/set seed 3", "/json on", "a",
-        "/set temperature default", "/set think off", f"/json {schema}", "b", "/json off", "c", "/set",
+        "/set temperature 0.5", "/set think 64", "/set system Be kind.", "/set seed 3", "/set draft off",
+        "/json on", "a", "/set temperature default", "/set draft 3", "/set think off", f"/json {schema}", "b",
+        "/json off", "c", "/set",
     )  # fmt: skip
     assert code == 0
     first, second, third = (options for _, options in seen(repl))
     assert (first["temperature"], first["think"], first["seed"]) == (0.5, 64, 3)
     assert first["schema"] == {"type": "object"}
+    assert (first["draft"], second["draft"]) == (False, 3)
     assert (second["temperature"], second["think"], second["schema"]) == (None, False, {"type": "array"})
     assert "schema" not in third
     assert texts(repl, 0) == ["Be kind.", "a"]
@@ -144,7 +146,8 @@ def test_settings_reach_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[
     "line",
     [
         "/set temperature hot", "/set temperature -1", "/set top_k 1.5", "/set think maybe", "/set nothing 1",
-        "/set image_tokens 71", "/set ctx auto", "/set max_tokens 0", "/nosuch", "/json none.json",
+        "/set image_tokens 71", "/set draft maybe", "/set ctx auto",
+        "/set max_tokens 0", "/nosuch", "/json none.json",
         "/tools on", "/tools none.py", "/drop x", "/save", "/load none.json", "/set system @none.txt",
         "/model none.gguf",
     ],

@@ -23,6 +23,7 @@ import pytest
 
 import gemmule
 from gemmule import _core
+from gemmule._bench import llamacpp
 from project_modules import load_module
 
 pytestmark = pytest.mark.oracle
@@ -33,7 +34,6 @@ pytest.importorskip("xllamacpp")
 
 folders = load_module("tools", "tiny_folder")
 checkpoints = load_module("tools", "make_tiny_checkpoint")
-llamacpp = load_module("benchmarks/engine", "llamacpp")
 
 TEXT_VARIANTS = [name for name, variant in folders.VARIANTS.items() if not variant.is_drafter]
 N_LONG = 90  # far beyond the window of 16
@@ -354,6 +354,18 @@ def _serve(text: Path, drafter: Path | str = "", mmproj: Path | str = "") -> dic
     assert lines, done.stderr[-2000:]
     answer = json.loads(lines[-1].removeprefix("ANSWER "))
     return dict(json.loads(answer) if isinstance(answer, str) else answer)
+
+
+def test_llama_cpp_takes_a_drafter_with_clusters(save: Save, tmp_path: Path) -> None:
+    """It knows nothing of them and reads the whole head."""
+    model = save("e2b")
+    save("e2b-assistant")
+    gemmule.convert(model, tmp_path / "both.gguf", type="F16")
+    text, _, drafter = gemmule.split(tmp_path / "both.gguf", tmp_path / "parts")
+    assert "gemmule.drafter.clusters" in set(_core.GgufFile(str(drafter)).keys())
+    together = _serve(Path(text), Path(drafter))
+    assert together["timings"]["draft_n"] > 0
+    assert together["choices"][0]["text"] == _serve(Path(text))["choices"][0]["text"]
 
 
 def test_llama_cpp_serves_the_split_files_together(bundle: Path, tmp_path: Path) -> None:

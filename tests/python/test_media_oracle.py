@@ -353,7 +353,8 @@ class _Mtmd:
     """The media functions of the llama.cpp inside xllamacpp, on the split files of a bundle."""
 
     def __init__(self, bundle: Path, folder: Path) -> None:
-        llamacpp = load_module("benchmarks/engine", "llamacpp")
+        from gemmule._bench import llamacpp
+
         text, mmproj = gemmule.split(bundle, folder)
         self.engine = llamacpp.LlamaCpp(text, n_ctx=512, n_threads=1, kv_type="f32")
         self._lib = ctypes.CDLL(importlib.util.find_spec("xllamacpp.xllamacpp").origin)  # type: ignore[union-attr,arg-type]

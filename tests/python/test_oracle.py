@@ -112,7 +112,7 @@ class _RoundedInputs:
         self.storages = {
             weight.untyped_storage().data_ptr()
             for name, weight in model.state_dict().items()
-            if name != "lm_head.weight" and stored[tiny._gguf_name(name)] not in floats
+            if name != "lm_head.weight" and stored[tiny.gguf_name(name)] not in floats
         }
         self.linear = torch.nn.functional.linear
         self.n_rounded = 0

@@ -221,6 +221,19 @@ void CpuBackend::matmul(std::span<const Product> products, Rows x) {
   });
 }
 
+void CpuBackend::matmul_rows(Rows y, const Tensor& w, Rows x, std::span<const int32_t> rows) {
+  constexpr int64_t kRowsPerJob = 128;
+  const auto n_rows = static_cast<int64_t>(rows.size());
+  const Inputs in = prepare(x, {w.dtype});
+  pool_.run((n_rows + kRowsPerJob - 1) / kRowsPerJob, [&](int64_t job, int thread) {
+    const int64_t end = std::min((job + 1) * kRowsPerJob, n_rows);
+    for (int64_t i = job * kRowsPerJob; i < end; ++i) {
+      const int64_t row = rows[static_cast<size_t>(i)];
+      multiply(y, {w, nullptr, 0}, in, row, row + 1, thread);
+    }
+  });
+}
+
 void CpuBackend::gated_gelu(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, Rows x) {
   const PackedWeights::View w_gate = weights(gate, x.n), w_up = weights(up, x.n);
   const Inputs in = prepare(x, {gate.dtype, up.dtype});

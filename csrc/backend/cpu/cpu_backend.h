@@ -52,6 +52,7 @@ class CpuBackend final : public Backend {
   void layer_norm(Rows y, Rows x, const Tensor& w, const Tensor& b, float eps) override;
   using Backend::matmul;
   void matmul(std::span<const Product> products, Rows x) override;
+  void matmul_rows(Rows y, const Tensor& w, Rows x, std::span<const int32_t> rows) override;
   void gated_gelu(Rows y, Rows tmp, const Tensor& gate, const Tensor& up, Rows x) override;
   void gelu_mul(Rows y, Rows gate, Rows up, int64_t up_col) override;
   void head_norm_rope(Rows x, int64_t head_dim, const Tensor& w, float eps, Rows cos, Rows sin,

@@ -10,33 +10,40 @@ namespace gemmule {
 namespace {
 
 constexpr int64_t kManyTokens = 64;  // from here on a matrix is packed at once
-constexpr int64_t kShare = 50;       // else a step packs one part in so many of all matrices
 constexpr int64_t kCacheLine = 64;
 
 }  // namespace
 
 void PackedWeights::allow(std::span<const Tensor> matrices, Repacking repacking, const KernelTable& kernels) {
-  repacking_ = std::move(repacking);
+  std::vector<Matrix> found;
   for (const Tensor& w : matrices) {
     const auto type = static_cast<size_t>(w.dtype);
     if (w.layout == Layout::Rows && can_pack(w.dtype, w.rows, w.cols) && kernels.pack[type] &&
         kernels.matmul_packed[type])
-      matrices_.push_back({w, 0, 0, false, false});
+      found.push_back({w, nullptr, nullptr, 0, false, false});
   }
-  std::sort(matrices_.begin(), matrices_.end(),
-            [](const Matrix& a, const Matrix& b) { return a.file.data < b.file.data; });
+  const auto by_address = [](const Matrix& a, const Matrix& b) { return a.file.data < b.file.data; };
+  std::sort(found.begin(), found.end(), by_address);
+  const auto lines = [](const Matrix& m) {
+    return (m.file.size_bytes() + kCacheLine - 1) / kCacheLine * kCacheLine;
+  };
   int64_t n_bytes = 0;
-  for (Matrix& matrix : matrices_) {
-    matrix.offset = n_bytes;
-    n_bytes += (matrix.file.size_bytes() + kCacheLine - 1) / kCacheLine * kCacheLine;
-  }
-  if (matrices_.empty()) return;
-  share_bytes_ = (n_bytes + kShare - 1) / kShare;
+  for (const Matrix& matrix : found) n_bytes += lines(matrix);
+  if (found.empty()) return;
   try {
-    memory_ = Arena::huge(n_bytes);  // addresses; pages are taken as panels are written
+    files_.push_back(std::make_unique<File>(File{std::move(repacking), Arena::huge(n_bytes)}));
   } catch (const NotEnoughMemoryError&) {
-    matrices_.clear();  // the order of the file is slower, not wrong
+    return;  // the order of the file is slower, not wrong
   }
+  uint8_t* panels = files_.back()->memory.data();  // addresses; pages are taken as panels are written
+  for (Matrix& matrix : found) {
+    matrix.repacking = &files_.back()->repacking;
+    matrix.panels = panels;
+    panels += lines(matrix);
+  }
+  all_bytes_ += n_bytes;
+  matrices_.insert(matrices_.end(), found.begin(), found.end());
+  std::sort(matrices_.begin(), matrices_.end(), by_address);
 }
 
 const PackedWeights::Matrix* PackedWeights::find(const Tensor& w) const {
@@ -57,8 +64,7 @@ PackedWeights::View PackedWeights::view(const Tensor& w) const {
   const Matrix* matrix = find(w);
   if (matrix == nullptr || matrix->n_packed == 0) return {w, nullptr, 0};
   const int64_t offset = w.data - matrix->file.data, first = offset / w.row_size();
-  return {w, memory_.data() + matrix->offset + offset,
-          std::clamp<int64_t>(matrix->n_packed - first, 0, w.rows)};
+  return {w, matrix->panels + offset, std::clamp<int64_t>(matrix->n_packed - first, 0, w.rows)};
 }
 
 void PackedWeights::advance(const Tensor& w, int64_t n_tokens, const KernelTable& kernels, ThreadPool& pool) {
@@ -69,7 +75,7 @@ void PackedWeights::advance(const Tensor& w, int64_t n_tokens, const KernelTable
   if (matrix.is_refused || matrix.n_packed == matrix.file.rows || (!at_once && step_bytes_ <= 0)) return;
   if (!matrix.is_begun) {
     // Matrices that were begun will take the rest of their memory too.
-    matrix.is_refused = !repacking_.may_take(promised_bytes_ + matrix.file.size_bytes());
+    matrix.is_refused = !matrix.repacking->may_take(promised_bytes_ + matrix.file.size_bytes());
     if (matrix.is_refused) return;
     matrix.is_begun = true;  // before its first piece, which may be cancelled
     promised_bytes_ += matrix.file.size_bytes();
@@ -92,14 +98,14 @@ void PackedWeights::pack_piece(Matrix& matrix, int64_t row_end, const KernelTabl
   pool.run(n_panels, [&](int64_t job, int) {
     const int64_t row = begin + job * kPanelRows;
     pack(file.row(row), std::min(kPanelRows, file.rows - row), file.cols,
-         memory_.data() + matrix.offset + row * file.row_size());
+         matrix.panels + row * file.row_size());
   });
   const int64_t end = std::min(row_end, begin + n_panels * kPanelRows);
   matrix.n_packed = end;
   promised_bytes_ -= (end - begin) * file.row_size();
   packed_bytes_.fetch_add((end - begin) * file.row_size(), std::memory_order_relaxed);
   // From the start: the page that this piece shares with the one before it can go only now.
-  repacking_.release(file.data, file.row(end) - file.data);
+  matrix.repacking->release(file.data, file.row(end) - file.data);
 }
 
 }  // namespace gemmule

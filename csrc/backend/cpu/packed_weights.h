@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -25,14 +26,15 @@ class PackedWeights {
     int64_t n_packed = 0;
   };
 
-  // Matrices that may be packed; those without a kernel for it are left out.
+  // More matrices that may be packed; those without a kernel for it are left out. They and what `repacking`
+  // refers to must outlive this.
   void allow(std::span<const Tensor> matrices, Repacking repacking, const KernelTable& kernels);
 
   View view(const Tensor& w) const;
 
   // A new step may pack its share, in the matrices that it comes to first: one after the other, because pages
   // of 2 MiB with a little of every matrix in them would take hundreds of megabytes meanwhile.
-  void begin_step() { step_bytes_ = share_bytes_; }
+  void begin_step() { step_bytes_ = (all_bytes_ + kShare - 1) / kShare; }
 
   // Packs what is due of the matrix that a step of n_tokens rows is about to read: all that is left of it
   // when there are many rows, for then the reading is a small part of the work, else what is left of the
@@ -42,9 +44,18 @@ class PackedWeights {
   int64_t packed_bytes() const { return packed_bytes_.load(std::memory_order_relaxed); }  // from any thread
 
  private:
+  static constexpr int64_t kShare = 50;  // a step of few rows packs one part in so many of all matrices
+
+  // Matrices of one file. Their panels lie one after the other: an end of a large page for each would add up
+  // to hundreds of megabytes.
+  struct File {
+    Repacking repacking;
+    Arena memory;
+  };
   struct Matrix {
     Tensor file;
-    int64_t offset = 0;    // of its panels in memory_
+    const Repacking* repacking = nullptr;
+    uint8_t* panels = nullptr;
     int64_t n_packed = 0;  // rows, whole panels
     bool is_begun = false, is_refused = false;
   };
@@ -52,12 +63,9 @@ class PackedWeights {
   void pack_piece(Matrix& matrix, int64_t row_end, const KernelTable& kernels, ThreadPool& pool);
 
   std::vector<Matrix> matrices_;  // by address in the file
-  // The panels of all matrices, one after the other: an end of a large page for each would add up to hundreds
-  // of megabytes.
-  Arena memory_;
-  Repacking repacking_;
-  int64_t share_bytes_ = 0;     // that a step of few rows packs
-  int64_t step_bytes_ = 0;      // of them left
+  std::vector<std::unique_ptr<File>> files_;
+  int64_t all_bytes_ = 0;       // of all matrices
+  int64_t step_bytes_ = 0;      // that this step may still pack, when it has few rows
   int64_t promised_bytes_ = 0;  // of matrices that were begun: what is not packed yet
   std::atomic<int64_t> packed_bytes_{0};
 };

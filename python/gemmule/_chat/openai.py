@@ -21,7 +21,7 @@ __all__ = ["chat_options", "completion_of", "create_chat_completion"]
 _SAME = (
     "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty",
     "seed", "stop", "tools", "tool_choice", "parallel_tool_calls", "think", "image_tokens", "regex",
-    "choices", "grammar", "schema", "truncation", "cancel", "progress",
+    "choices", "grammar", "schema", "draft", "truncation", "cancel", "progress",
 )  # fmt: skip
 _IGNORED = ("model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 _FIXED: dict[str, tuple[Any, ...]] = {

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmule._convert import metadata
-from gemmule._convert.hf_config import ModelConfig, TextConfig, read_config
-from gemmule._convert.image import ArrayRows, Bundle, Image, RowSource, TensorSpec
+from gemmule._convert.hf_config import Drafter, ModelConfig, TextConfig, read_config
+from gemmule._convert.image import ArrayRows, Bundle, Image, Kv, RowSource, TensorSpec
 from gemmule._convert.media_config import PatchEmbedder
 from gemmule._convert.names import (
     Entry,
@@ -36,6 +36,7 @@ __all__ = ["load_checkpoint"]
 _TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "")
 _MEDIA_PREFIXES = ("model.", "")
 _UNROTATED = 1e30  # an angle divided by this is no rotation
+_INTEGERS = {"I64": "<i8", "I32": "<i4"}
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
@@ -129,7 +130,8 @@ def _drafter_image(folder: Path, target: ModelConfig, vocabulary: Vocabulary, wa
     _refuse_unused(weights, {entry.hf for entry in entries} | {head}, "gemma4")
     warnings += [*weights.warnings, *config.warnings]
     label = metadata.size_label(sum(spec.n_elements for spec in tensors))
-    return Image((*metadata.drafter_kvs(config, card, label), *vocabulary.kvs), tuple(tensors))
+    clusters = _clusters(config.drafter, config.text, weights)
+    return Image((*metadata.drafter_kvs(config, card, label), *clusters, *vocabulary.kvs), tuple(tensors))
 
 
 def _weight_counts(tensors: Iterable[TensorSpec], text: TextConfig) -> tuple[int, int, int]:
@@ -346,6 +348,42 @@ def _swapped_axes(tensor: StoredTensor) -> tuple[RowSource, tuple[int, ...]]:
 
 
 # -- drafter ---
+
+
+def _clusters(drafter: Drafter, text: TextConfig, weights: Weights) -> list[Kv]:
+    """How a small drafter chooses the tokens that get a logit. Keys, because llama.cpp opens no drafter with
+    tensors it does not read.
+    """
+    if not drafter.n_centroids:
+        return []
+    wanted = {
+        "masked_embedding.centroids.weight": (drafter.n_centroids, text.d_model),
+        "masked_embedding.token_ordering": (text.n_vocab,),
+    }
+    for name, shape in wanted.items():
+        if name not in weights:
+            raise FormatError(f"{weights.folder}: the tensor {name} is missing.")
+        if weights[name].shape != shape:
+            raise FormatError(
+                f"{weights[name].origin}: the shape is {list(weights[name].shape)}, the config asks for "
+                f"{list(shape)}."
+            )
+    centroids, ordering = (weights[name] for name in wanted)
+    if centroids.dtype not in FLOATS or ordering.dtype not in _INTEGERS:
+        raise UnsupportedError(
+            f"{weights.folder}: clusters of {centroids.dtype} numbers and {ordering.dtype} tokens are not "
+            "supported."
+        )
+    raw = bytearray(ordering.n_bytes)
+    ordering.read_bytes(0, memoryview(raw))
+    tokens = np.frombuffer(raw, _INTEGERS[ordering.dtype])
+    if not np.array_equal(np.sort(tokens), np.arange(text.n_vocab)):
+        raise FormatError(f"{ordering.origin}: it must hold each of {text.n_vocab} tokens once.")
+    return [
+        Kv("gemmule.drafter.centroids", "array[f32]", centroids.to_float32().reshape(-1)),
+        Kv("gemmule.drafter.clusters", "array[i32]", tokens.astype(np.int32)),
+        Kv("gemmule.drafter.n_clusters_used", "u32", drafter.n_centroids_used),
+    ]
 
 
 def _find_drafter(

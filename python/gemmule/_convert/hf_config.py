@@ -101,7 +101,8 @@ class Drafter:
     """What an assistant has beside its text stack."""
 
     d_backbone: int
-    n_centroids: int  # 0: plain head
+    n_centroids: int = 0  # of the head's clusters; 0: plain head
+    n_centroids_used: int = 0  # at a step
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def parse_config(raw: dict[str, Any], path: Path) -> ModelConfig:
     read_text = _read_gemma3 if family == "gemma3" else _read_gemma4
     text = read_text(text_section, tied=tied, is_drafter=is_drafter, unified=unified)
     if is_drafter:
-        drafter = _read_drafter(top)
+        drafter = _read_drafter(top, text.n_vocab)
         if not text.tied:
             raise top.refuse("tie_word_embeddings", "a drafter with a head of its own is not supported")
     elif model_type not in _TEXT_TYPES:
@@ -524,11 +525,17 @@ def _read_media(
     return seen_vision, seen_audio
 
 
-def _read_drafter(top: Section) -> Drafter:
+def _read_drafter(top: Section, n_vocab: int) -> Drafter:
     ordered = top.flag("use_ordered_embeddings", False)
     n_centroids = top.count("num_centroids", 2048)
-    top.get("centroid_intermediate_top_k")
-    return Drafter(top.count("backbone_hidden_size"), n_centroids if ordered else 0)
+    n_used = top.count("centroid_intermediate_top_k", 32)
+    if not ordered:
+        return Drafter(top.count("backbone_hidden_size"))
+    if n_used > n_centroids:
+        raise top.bad("centroid_intermediate_top_k", f"at most num_centroids {n_centroids}")
+    if n_vocab % n_centroids:
+        raise top.bad("num_centroids", f"a divisor of vocab_size {n_vocab}")
+    return Drafter(top.count("backbone_hidden_size"), n_centroids, n_used)
 
 
 _TOKEN_KEYS = {

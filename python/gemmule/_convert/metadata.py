@@ -173,7 +173,7 @@ def text_kvs(config: ModelConfig, card: Card, label: str) -> list[Kv]:
 
 def drafter_kvs(config: ModelConfig, card: Card, label: str) -> list[Kv]:
     """The keys of the drafter image, without the vocabulary."""
-    arch, drafter = "gemma4-assistant", config.drafter or Drafter(0, 0)
+    arch, drafter = "gemma4-assistant", config.drafter or Drafter(0)
     return [
         *_general(arch, "model", card, label),
         *_stack(arch, config.text),

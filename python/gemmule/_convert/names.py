@@ -167,7 +167,7 @@ _CLIPS = ("input_max", "input_min", "output_max", "output_min")
 _DROPPED = {
     # The image tower of Gemma 3 is another model with its own converter.
     "gemma3": ("multi_modal_projector.", "vision_tower."),
-    # The shortlist of the E2B and E4B drafters: every reader uses their whole head.
+    # The clusters of the small drafters, which become keys where the config uses them.
     "gemma4": ("masked_embedding.",),
 }
 _DROPPED_ENDS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")

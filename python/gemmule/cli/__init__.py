@@ -32,6 +32,7 @@ _COMMANDS = {
     "verify": "Check every byte of a model file",
     "show": "What is inside a GGUF file, and does it fit in memory here",
     "tokenize": "Count or print the tokens of a text and of files",
+    "bench": "Measure speed, memory and quality of model files, and compare",
     "demo": "Try gemmule on the small model of the [demo] extra",
     "doctor": "Versions, instruction sets, memory, and a self check",
 }

@@ -8,7 +8,7 @@ import click
 
 from gemmule.cli._attach import MediaWishes
 from gemmule.cli._common import context_size
-from gemmule.cli._options import check_sampling, system_text
+from gemmule.cli._options import check_sampling, draft_option, system_text
 
 __all__ = ["SETTINGS", "ChatSettings"]
 
@@ -47,6 +47,8 @@ class ChatSettings:
             value: Any = self.wishes.image_tokens
         elif name == "truncation":
             value = self.truncation.get(name, "error")
+        elif name == "draft":
+            value = self.sampling.get(name, "auto") or "off"
         elif name in ("system", "ctx"):
             value = self.system if name == "system" else self.n_ctx
         else:
@@ -98,6 +100,13 @@ def _ctx(settings: ChatSettings, _: str, text: str | None) -> None:
     settings.n_ctx = size
 
 
+def _draft(settings: ChatSettings, name: str, text: str | None) -> None:
+    try:
+        settings.sampling[name] = "auto" if text is None else draft_option(text)
+    except click.BadParameter as error:
+        raise click.UsageError(f"draft: {error.message}") from None
+
+
 def _truncation(settings: ChatSettings, name: str, text: str | None) -> None:
     if text not in (None, "error", "oldest", "middle"):
         raise click.UsageError("truncation must be error, oldest or middle")
@@ -117,4 +126,5 @@ SETTINGS: dict[str, Callable[[ChatSettings, str, str | None], None]] = {
     "image_tokens": _image_tokens,
     "ctx": _ctx,
     "truncation": _truncation,
+    "draft": _draft,
 }

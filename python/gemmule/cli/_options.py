@@ -15,6 +15,8 @@ __all__ = [
     "attachments_of",
     "check_sampling",
     "conversation_options",
+    "draft_of",
+    "draft_option",
     "sampling_of",
     "system_text",
     "thinking_of",
@@ -36,6 +38,17 @@ def _all(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command],
     return decorate
 
 
+def draft_option(text: str) -> bool | int | str:
+    """What --draft and /set draft take, as the library takes it."""
+    if text == "off":
+        return False
+    if text.isdigit() and int(text) <= 12:
+        return int(text)
+    if text not in ("auto", "mtp", "lookup"):
+        raise click.BadParameter(f"{text!r} is not auto, mtp, lookup, off, or a number up to 12")
+    return text
+
+
 _sampling_options = _all([
     click.option("-n", "--max-tokens", type=click.IntRange(0), metavar="N",
                  help="Stop after this many tokens.  [until done]"),
@@ -52,6 +65,9 @@ _sampling_options = _all([
     click.option("--seed", type=click.IntRange(0), metavar="N",
                  help="Makes the answer repeatable.  [random, shown by --stats]"),
     click.option("--stop", multiple=True, metavar="TEXT", help="End before this text (repeatable)."),
+    click.option("--draft", type=draft_option, metavar="auto|mtp|lookup|off|N", default="auto",
+                 show_default=True, envvar="GEMMULE_DRAFT",
+                 help="Run expected tokens ahead, for speed; the answer stays the same."),
 ])  # fmt: skip
 
 _attach_options = _all([
@@ -167,6 +183,11 @@ def truncation_of(options: dict[str, Any]) -> dict[str, Any]:
     """The `truncation` argument, where it is not the default."""
     chosen = options["truncation"]
     return {} if chosen == "error" else {"truncation": chosen}
+
+
+def draft_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The `draft` argument, where it is not the default."""
+    return {} if options["draft"] == "auto" else {"draft": options["draft"]}
 
 
 def toolbox_of(options: dict[str, Any]) -> "Toolbox | None":

@@ -13,6 +13,7 @@ from gemmule.cli._attach import Attachment, content_of, piped
 from gemmule.cli._common import settings
 from gemmule.cli._options import (
     attachments_of,
+    draft_of,
     sampling_of,
     system_text,
     thinking_of,
@@ -68,7 +69,7 @@ def question_of(
 ) -> Question:
     """The question for the model file `path`."""
     wishes = wishes_of(options)
-    arguments = {**sampling_of(options), **truncation_of(options)}
+    arguments = {**sampling_of(options), **draft_of(options), **truncation_of(options)}
     arguments |= structure_of(options["schema"], options["regex"], options["choices"], options["grammar"])
     chat: dict[str, Any] = {"system": system_text(options["system"]), "think": thinking_of(options)}
     toolbox = toolbox_of(options)

@@ -10,6 +10,7 @@ from gemmule.cli._help import ShortHelpCommand, typed_arguments
 from gemmule.cli._options import (
     attachments_of,
     conversation_options,
+    draft_of,
     sampling_of,
     system_text,
     thinking_of,
@@ -61,7 +62,7 @@ def start_chat(
     path = find_model(name)
     wishes = wishes_of(options)
     choices = ChatSettings(
-        sampling=sampling_of(options),
+        sampling={**sampling_of(options), **draft_of(options)},
         think=thinking_of(options),
         hide_thinking=options["hide_thinking"],
         form=structure_of(options["schema"], options["regex"], options["choices"], options["grammar"]),

@@ -122,19 +122,20 @@ def _plans(file: "Header", sizes: list[int | str], kv_types: tuple[str, ...]) ->
     from gemmule._inspect import section_file
     from gemmule._plan import choose_plan, plan_for
 
-    mmproj = section_file(file, "mmproj")
+    mmproj, drafter = section_file(file, "mmproj"), section_file(file, "drafter")
     plans = []
     for kv_type in kv_types:
         trained = plan_for(file, n_ctx=1, kv_type=kv_type).n_ctx_train
         for size in sizes:
             if size == "auto":
                 try:
-                    plans.append(choose_plan(file, "auto", kv_type=kv_type, mmproj=mmproj))
+                    plans.append(choose_plan(file, "auto", kv_type=kv_type, mmproj=mmproj, drafter=drafter))
+                    continue
                 except NotEnoughMemoryError as error:
-                    plans.append(plan_for(file, n_ctx=error.n_ctx or 1, kv_type=kv_type, mmproj=mmproj))
+                    n_ctx = error.n_ctx or 1
             else:
                 n_ctx = trained if size == "max" else int(size)
-                plans.append(plan_for(file, n_ctx=n_ctx, kv_type=kv_type, mmproj=mmproj))
+            plans.append(plan_for(file, n_ctx=n_ctx, kv_type=kv_type, mmproj=mmproj, drafter=drafter))
     return list(dict.fromkeys(plans))
 
 
@@ -181,6 +182,7 @@ def _print_memory(plans: "list[MemoryPlan]") -> None:
         "runtime": [plan.runtime for plan in plans],
         "snapshots": [plan.snapshots for plan in plans],
         "media": [plan.media for plan in plans],
+        "drafter": [plan.drafter for plan in plans],
         "total": [plan.total for plan in plans],
     }
     shown = {name: sizes for name, sizes in columns.items() if any(sizes)}

@@ -10,50 +10,20 @@
 
 #include "core/error.h"
 #include "engine/session.h"
-#include "gguf/gguf_builder.h"
+#include "gguf/edited_file.h"
 
 using namespace gemmule;
-using gemmule::testing::GgufBuilder;
 using gemmule::testing::TempFile;
 
 namespace {
 
-struct Edited {
-  std::string name;
-  std::vector<uint64_t> shape;
-  DType dtype = DType::F32;
-  std::string data;
-};
-// Changes one tensor; false drops it.
-using Edit = std::function<bool(Edited& tensor)>;
+using Edited = gemmule::testing::EditedTensor;
+using Edit = std::function<bool(Edited& tensor)>;  // false drops it
 
 // The file with its tensors passed through `edit`, loaded and run for a token: the logits.
 std::vector<float> logits_of(const char* source, const Edit& edit, const std::vector<Edited>& more = {}) {
-  const auto file = GgufFile::open(std::string(GEMMULE_GOLDEN_DIR) + "/" + source);
-  GgufBuilder builder;
-  for (const auto& [key, value] : file->entries()) {
-    std::string bytes(reinterpret_cast<const char*>(value.data), value.n_bytes);
-    if (value.type == ValueType::Array)
-      bytes = gemmule::testing::gguf_array(value.element, value.count, bytes);
-    builder.add(key, value.type, bytes);
-  }
-  std::vector<Edited> tensors;
-  for (const GgufTensor& tensor : file->tensors()) {
-    Edited t{tensor.name, {}, tensor.dtype, {}};
-    for (const int64_t dim : tensor.shape) t.shape.push_back(static_cast<uint64_t>(dim));
-    t.data.assign(reinterpret_cast<const char*>(file->data(tensor)), tensor.n_bytes);
-    if (edit(t)) tensors.push_back(t);
-  }
-  tensors.insert(tensors.end(), more.begin(), more.end());
-  std::string data;
-  for (const Edited& t : tensors) {
-    builder.tensor({t.name, t.shape, static_cast<uint32_t>(t.dtype), t.data.size(), {}, {}});
-    data.resize((data.size() + 31) / 32 * 32);
-    data += t.data;
-  }
-  std::string image = builder.header();
-  image.resize((image.size() + 31) / 32 * 32);
-  const TempFile on_disk(image + data);
+  const TempFile on_disk(
+      gemmule::testing::edited_file(std::string(GEMMULE_GOLDEN_DIR) + "/" + source, {edit, {}, more}));
   const auto model = std::make_shared<LoadedModel>(GgufFile::open(on_disk.path()), LoadOptions{1, "", 16});
   Session session(model, 32, DType::F32);
   const std::vector<int32_t> tokens = {2, 100, 7, 33};

@@ -76,6 +76,25 @@ TEST_CASE("products of mixed types share one input and are right, for one and ma
   }
 }
 
+TEST_CASE("chosen rows of a product have the bits of the whole one, and the others stay") {
+  const auto be = open_cpu("", 3);
+  be->reserve(3, 512, 64);
+  std::vector<int32_t> chosen;
+  for (int32_t i = 0; i < 200; ++i) chosen.push_back(i * 77 % 300);  // in no order, some twice
+  for (const DType dtype : {DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_K, DType::Q6_K}) {
+    const Matrix w(dtype, 300, 512, 1);
+    for (const int64_t n : {1, 3}) {
+      const Rows x = filled(*be, n, 512, 2), all = be->alloc(n, 300), some = be->alloc(n, 300);
+      be->matmul(all, w.tensor, x);
+      be->matmul_rows(some, w.tensor, x, chosen);
+      for (int64_t i = 0; i < n * 300; ++i) {
+        const bool is_chosen = std::count(chosen.begin(), chosen.end(), i % 300) > 0;
+        CHECK(some.data[i] == (is_chosen ? all.data[i] : 0.0f));
+      }
+    }
+  }
+}
+
 TEST_CASE("gated_gelu is the product of its parts") {
   const auto be = open_cpu("", 2);
   be->reserve(8, 256, 64);

@@ -116,6 +116,34 @@ TEST_CASE("what is given back lies inside the matrices and was packed before") {
   CHECK(given_back == m.tensor.size_bytes());
 }
 
+TEST_CASE("a second file joins later, with its own permission and its own pages to give back") {
+  const Matrix first(DType::Q8_0, 128, 512, 1), second(DType::Q4_K, 128, 512, 2);
+  for (const bool may_take : {false, true}) {
+    const auto plain = open_cpu("", 2), be = open_cpu("", 2);
+    for (Backend* each : {plain.get(), be.get()}) each->reserve(64, 512, 64);
+    Released of_first, of_second;
+    be->allow_repacking(std::vector{first.tensor}, of_first.permit());
+    const Rows x = random_rows(*be, 1, 512, 3), y = be->alloc(1, 128), expected = plain->alloc(1, 128);
+    be->begin_step(1);
+    be->matmul(y, first.tensor, x);
+    be->allow_repacking(std::vector{second.tensor}, of_second.permit(may_take));
+    for (int step = 0; step < 4; ++step) {
+      be->begin_step(1);
+      for (const Matrix* m : {&first, &second}) {
+        be->matmul(y, m->tensor, x);
+        plain->matmul(expected, m->tensor, x);
+        CHECK(same_bits(y, expected));
+      }
+    }
+    const int64_t taken = may_take ? second.tensor.size_bytes() : 0;
+    CHECK(be->repacked_bytes() == first.tensor.size_bytes() + taken);
+    CHECK(of_first.bytes_of(first) >= first.tensor.size_bytes());
+    CHECK(of_first.bytes_of(second) == 0);
+    CHECK(of_second.bytes_of(second) >= taken);
+    CHECK(of_second.bytes_of(first) == 0);
+  }
+}
+
 TEST_CASE("nothing is packed without permission, and an embedding is read from either order") {
   const Matrix table(DType::Q6_K, 128, 256, 7);
   const std::vector<int32_t> tokens = {3, 127, 0, 64, 63, 100};

@@ -109,6 +109,7 @@ class LlamaCpp:
     ) -> None:
         lib = _open(library)
         self._lib = lib
+        self.library = str(lib._name)
         family = next((name for name in _LAYOUTS if hasattr(lib, name)), None)
         if family is None:
             raise RuntimeError(f"{library} is neither a llama.cpp nor an ik_llama.cpp that this file knows")

@@ -1,0 +1,142 @@
+"""How often the small model of the package is right: pictures, sounds, both, a tool, a form, thinking.
+
+Nobody trained on these pictures and sounds (another seed). Answers are greedy and right only when every word
+or argument asked for is there; beside that, whether the answer has the form that was asked for at all. A
+model that was not trained on this little world knows none of it, so the questions say nothing about others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gemmule._bench import machine
+from gemmule._bench.engine import Subject
+from gemmule._bench.record import KIND, Row, file_digest, head, now
+from gemmule._demo import world
+from gemmule._errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from gemmule import Model
+
+__all__ = ["QUESTIONS", "Answer", "ask_questions"]
+
+SEED = 20261121
+_CITIES = ("Paris", "Rome", "Oslo", "Lima", "Cairo", "Tokyo", "Berlin", "Madrid", "Vienna", "Dublin")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """Whether it says the right thing, and whether it has the right form."""
+
+    right: bool
+    valid: bool = True
+
+
+Question = Callable[["Model", np.random.Generator], Answer]
+
+
+def _picture(model: Model, rng: np.random.Generator) -> Answer:
+    picture, colour, shape = world.draw_scene(rng)
+    reply = model.chat("What is in the picture?", images=picture, temperature=0, max_tokens=24)
+    return Answer(world.describe_figure(colour, shape) in reply.text.lower())
+
+
+def _draw_sound(rng: np.random.Generator) -> tuple[Any, str]:
+    import gemmule
+
+    count, pitch = int(rng.integers(1, len(world.COUNTS))), str(rng.choice(list(world.PITCHES)))
+    sound = gemmule.Audio((world.make_beeps(count, pitch, rng), world.SAMPLE_RATE))
+    return sound, world.describe_beeps(count, pitch)
+
+
+def _sound(model: Model, rng: np.random.Generator) -> Answer:
+    sound, wanted = _draw_sound(rng)
+    reply = model.chat("What do you hear?", audio=sound, temperature=0, max_tokens=24)
+    return Answer(wanted in reply.text.lower())
+
+
+def _both(model: Model, rng: np.random.Generator) -> Answer:
+    picture, colour, shape = world.draw_scene(rng)
+    sound, heard = _draw_sound(rng)
+    question = "What do you see and hear?"
+    text = model.chat(question, images=picture, audio=sound, temperature=0, max_tokens=32).text.lower()
+    return Answer(world.describe_figure(colour, shape) in text and heard in text)
+
+
+def _thinking(model: Model, rng: np.random.Generator) -> Answer:
+    picture, colour, shape = world.draw_scene(rng)
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 48, "think": True}
+    reply = model.chat("What is in the picture?", images=picture, **options)
+    return Answer(world.describe_figure(colour, shape) in reply.text.lower(), bool(reply.thinking))
+
+
+def _tool(model: Model, rng: np.random.Generator) -> Answer:
+    city = str(rng.choice(_CITIES))
+    reply = model.chat(f"What is the weather in {city}?", tools=[get_weather], temperature=0, max_tokens=64)
+    calls = [(call.name, call.arguments) for call in reply.tool_calls]
+    valid = len(calls) == 1 and calls[0][0] == "get_weather" and set(calls[0][1]) == {"city"}
+    return Answer(valid and calls[0][1]["city"] == city, valid)
+
+
+def get_weather(city: str) -> dict[str, Any]:
+    """Get the weather of a city.
+
+    Args:
+        city: The city.
+    """
+    return {"city": city}
+
+
+def _form(model: Model, rng: np.random.Generator) -> Answer:
+    """A JSON value of a schema: one of all the sentences there are."""
+    picture, colour, shape = world.draw_scene(rng)
+    all_of_them = [world.describe_figure(c, s).capitalize() for c in world.COLOURS for s in world.SHAPES]
+    question = "Name the colour and the shape."
+    reply = model.chat(question, images=picture, schema={"enum": all_of_them}, temperature=0, max_tokens=32)
+    wanted = world.describe_figure(colour, shape).capitalize()
+    return Answer(reply.parsed == wanted, reply.parsed in all_of_them)
+
+
+QUESTIONS: dict[str, Question] = {
+    "picture": _picture, "sound": _sound, "both": _both, "thinking": _thinking, "tool": _tool, "form": _form,
+}  # fmt: skip
+
+
+def ask_questions(
+    subjects: Sequence[Subject], n: int, *, seed: int = SEED, progress: Callable[[str], None] = lambda _: None
+) -> list[Row]:
+    """A row for every file and kind of question, each asked n times."""
+    from gemmule import Model
+
+    facts = machine.describe()
+    rows = []
+    for subject in subjects:
+        base = head(
+            subject.path, facts, n_threads=subject.n_threads, kv_type=subject.kv_type,
+            digest=file_digest(subject.path),
+        )  # fmt: skip
+        with Model(subject.path, n_ctx=1024, n_threads=subject.n_threads or None) as model:
+            if not {"image", "audio"} <= set(model.info.modalities):
+                raise UnsupportedError(
+                    f"{subject.path} takes no pictures and sounds, so --ask cannot be used"
+                )
+            for name, ask in QUESTIONS.items():
+                progress(f"{n} questions about {name}: {subject.path}")
+                rng = np.random.default_rng([seed, len(name)])
+                answers = [ask(model, rng) for _ in range(n)]
+                shares = {
+                    "right": sum(a.right for a in answers) / n,
+                    "valid": sum(a.valid for a in answers) / n,
+                }
+                errors = {f"{key}_error": math.sqrt(p * (1 - p) / n) for key, p in shares.items()}
+                row = {"question": name, "asked": n, "seed": seed, **shares, **errors}
+                rows.append({
+                    **base, KIND: "quality", "test_time": now(), "gm_text": f"question {name}",
+                    **{f"gm_{key}": value for key, value in row.items()},
+                })  # fmt: skip
+    return rows

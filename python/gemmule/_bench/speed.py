@@ -1,0 +1,197 @@
+"""Speed: prompts and single tokens at several depths, the time to a first token, and steps of T tokens.
+
+Every round is a fresh process for each subject, and the subjects take turns (A B C A B C ...), so a machine
+that slows down does so for all. A round loads the file, warms up, and does each test once; the spread is that
+of the rounds. Tokenizing is not timed (except in the first-token tests); a greedy choice is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gemmule._bench import machine
+from gemmule._bench.child import call
+from gemmule._bench.engine import Engine, Ids, Subject, open_engine
+from gemmule._bench.record import Row, file_digest, head, timed
+from gemmule._bench.roofline import Roofline
+from gemmule._bench.work import Work
+
+__all__ = ["SpeedPlan", "child", "measure_speed"]
+
+_MAX_OTHERS = 0.05  # of the machine during a round, else it is made again
+_TRIES = 3
+_MEDIA = 1280  # tokens of half a minute of sound with its question
+_FIRST = 16  # tokens of the prompt with which loading is timed
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedPlan:
+    """Which tests, and how often."""
+
+    n_prompt: tuple[int, ...] = (512,)
+    n_gen: tuple[int, ...] = (128,)
+    n_depth: tuple[int, ...] = (0,)
+    steps: tuple[int, ...] = ()  # T of V(T)
+    first: bool = True  # time to a first token: text, and what else the model takes
+    drafting: bool = True  # on against off, where the file has a drafter
+    rounds: int = 5
+
+    @property
+    def n_ctx(self) -> int:
+        """The context that all tests fit in."""
+        longest = max((*self.n_prompt, *self.n_gen, *self.steps, _FIRST))
+        return max((*self.n_depth, 0)) + max(longest, _MEDIA if self.first else 0, 512) + 8
+
+
+@dataclass(slots=True)
+class _Series:
+    """The repetitions of one test."""
+
+    fields: dict[str, Any]
+    seconds: list[float] = field(default_factory=list)
+
+
+def measure_speed(
+    subjects: Sequence[Subject],
+    plan: SpeedPlan,
+    *,
+    roofline: Roofline | None = None,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Row]:
+    """Speed rows of every subject. Throws BusyMachineError."""
+    if not force:
+        machine.refuse_if_busy()
+    facts = machine.describe()
+    digests = {subject.path: file_digest(subject.path) for subject in subjects}
+    series: list[dict[tuple[Any, ...], _Series]] = [{} for _ in subjects]
+    notes: list[dict[str, Any]] = [{"yardstick": [], "others": [], "clean": True} for _ in subjects]
+    for number in range(plan.rounds):
+        for i, subject in enumerate(subjects):
+            progress(f"round {number + 1} of {plan.rounds}: {subject.path} ({subject.engine})")
+            found, note = _round(subject, plan)
+            for key in ("isa", "n_threads", "build"):
+                notes[i][key] = found[key]
+            notes[i]["yardstick"].append(note["yardstick"])
+            notes[i]["others"].append(note["others"])
+            notes[i]["clean"] &= note["clean"]
+            for test in found["tests"]:
+                seconds = test.pop("seconds")
+                what = tuple(test.get(name) for name in ("n_prompt", "n_gen", "n_depth", "test"))
+                series[i].setdefault(what, _Series(test)).seconds.append(seconds)
+    session = f"{time.time_ns():x}"
+    rows = []
+    for subject, tests, note in zip(subjects, series, notes, strict=True):
+        base = head(
+            subject.path,
+            facts,
+            n_threads=note.pop("n_threads"),
+            kv_type=subject.kv_type,
+            digest=digests[subject.path],
+        )
+        base |= {
+            "gm_engine": subject.engine,
+            "gm_isa": note.pop("isa"),
+            "build_commit": note.pop("build"),
+            "gm_packed": subject.packed,
+        }
+        base |= {"gm_session": session, **{f"gm_{key}": value for key, value in note.items()}}
+        rows += _finished(base, list(tests.values()), Work.of(subject.path), roofline)
+    return rows
+
+
+def _round(subject: Subject, plan: SpeedPlan) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One process; made again, at most twice, while others use the machine."""
+    for attempt in range(_TRIES):
+        rates = machine.yardstick()
+        with machine.watch() as seen:
+            found = call("speed", {"subject": asdict(subject), "plan": asdict(plan)})
+        clean = seen.others <= _MAX_OTHERS
+        if clean or attempt == _TRIES - 1:
+            break
+    return found, {"yardstick": rates, "others": round(seen.others, 4), "clean": clean}
+
+
+def _finished(base: Row, tests: list[_Series], work: Work, roofline: Roofline | None) -> list[Row]:
+    """Rows with the efficiencies of the plain tests, and V(T) of the steps."""
+    rows = []
+    one = next((float(np.mean(t.seconds)) for t in tests if t.fields.get("step") == 1), 0.0)
+    for test in tests:
+        fields = dict(test.fields)
+        step, cache = fields.pop("step", 0), fields.pop("cache_bytes", 0)
+        row = timed(base, test.seconds, **fields)
+        mean = float(np.mean(test.seconds))
+        if step and one:
+            row["gm_verify_factor"] = mean / one
+        plain = not step and not row.get("gm_test")
+        if roofline is not None and plain and base["gm_engine"] == "gemmule":
+            threads = base["n_threads"]
+            bandwidth, peak = roofline.bandwidth(threads), roofline.int8(threads)
+            if row["n_gen"] and not row["n_prompt"] and bandwidth:
+                row["gm_limit_ts"] = bandwidth * 1e9 / (work.weight_bytes + cache)
+                row["gm_decode_efficiency"] = row["avg_ts"] / row["gm_limit_ts"]
+            elif row["n_prompt"] and not row["n_gen"] and peak:
+                row["gm_prefill_efficiency"] = work.prefill_share(row["avg_ts"], peak)
+        if plain:
+            row |= {"gm_weight_bytes": work.weight_bytes, "gm_cache_bytes": cache, "gm_macs": work.macs}
+        rows.append(row)
+    return rows
+
+
+def child(request: dict[str, Any]) -> dict[str, Any]:
+    """One round of one subject, in this process."""
+    subject = Subject(**request["subject"])
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request["plan"].items()}
+    plan = SpeedPlan(**fields)
+    start = time.perf_counter()
+    engine = open_engine(subject, plan.n_ctx)
+    rng = np.random.default_rng(11)
+    ids = rng.integers(8, engine.n_vocab, plan.n_ctx).astype(np.int32)
+    engine.run(ids[:_FIRST])
+    tests = [_test(time.perf_counter() - start, n_prompt=_FIRST, n_gen=1, test="load and first token")]
+    engine.start(ids[:0])
+    engine.run(ids[: max((*plan.n_prompt, 256))])  # pages the weights in, packs them, starts the threads
+    ours: Any = engine if subject.engine == "gemmule" else None
+    for depth in sorted(plan.n_depth):
+        for n in plan.n_prompt:
+            engine.start(ids[:depth])
+            tests.append(_timed(engine.run, ids[depth : depth + n], n_prompt=n, n_depth=depth))
+        for n in plan.n_gen:
+            engine.start(ids[:depth])
+            test = _timed(partial(_single_tokens, engine), ids[depth : depth + n], n_gen=n, n_depth=depth)
+            tests.append(test | ({"cache_bytes": ours.cache_bytes()} if ours else {}))
+    if ours is not None:
+        for n in plan.steps:
+            engine.start(ids[:0])
+            ours.step_all(ids[:n])
+            tests.append(_timed(ours.step_all, ids[n : 2 * n], n_prompt=n, step=n, test=f"step of {n}"))
+        if plan.first:
+            from gemmule._bench.first_token import first_token_tests
+
+            tests += first_token_tests(ours.model)
+        if plan.drafting:
+            from gemmule._bench.drafting import drafting_tests
+
+            tests += drafting_tests(ours.model, max((*plan.n_gen, 32)))
+    return {"tests": tests, "isa": engine.isa, "n_threads": engine.n_threads, "build": engine.build}
+
+
+def _single_tokens(engine: Engine, ids: Ids) -> None:
+    for i in range(len(ids)):
+        engine.run(ids[i : i + 1])
+
+
+def _timed(work: Callable[[Ids], Any], ids: Ids, **fields: Any) -> dict[str, Any]:
+    start = time.perf_counter()
+    work(ids)
+    return _test(time.perf_counter() - start, **fields)
+
+
+def _test(seconds: float, **fields: Any) -> dict[str, Any]:
+    return {"seconds": seconds, **fields}

@@ -1,0 +1,47 @@
+"""What one token costs, from a file's header: bytes that must be read and multiplications that must be made.
+
+With the machine's bandwidth and arithmetic peak these give the two efficiencies beside every speed:
+  decode   Ed = (weights + cache read) / (seconds * bandwidth)
+  prefill  Ep = tokens * multiplications / (seconds * peak), attention not counted
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gemmule._inspect import open_header
+
+__all__ = ["Work"]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Of the dense text models. `weight_bytes`: read for one token; `macs`: of a prompt token, without the
+    head, which only the last one needs.
+    """
+
+    weight_bytes: int
+    macs: int
+
+    @classmethod
+    def of(cls, path: str) -> Work:
+        weight_bytes = macs = 0
+        tensors = open_header(path).tensors()
+        tied = not any(name == "output.weight" for name, *_ in tensors)
+        for name, _, shape, _, size, *_ in tensors:
+            embedding = name.startswith("token_embd")
+            if name.startswith("per_layer_token_embd") or (embedding and not tied):
+                continue  # one row of it is read
+            weight_bytes += size
+            if len(shape) == 2 and not embedding and name != "output.weight":
+                macs += math.prod(shape)
+        return cls(weight_bytes, macs)
+
+    def decode_share(self, seconds: float, cache_bytes: float, gb_per_second: float) -> float:
+        """Ed of a token that took so long."""
+        return (self.weight_bytes + cache_bytes) / (seconds * gb_per_second * 1e9)
+
+    def prefill_share(self, tokens_per_second: float, gmac_per_second: float) -> float:
+        """Ep."""
+        return tokens_per_second * self.macs / (gmac_per_second * 1e9)

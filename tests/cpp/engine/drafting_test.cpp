@@ -1,0 +1,180 @@
+// Drafting changes no bit: whatever is expected, rightly or wrongly, a session says what it says without.
+#include "engine/drafting.h"
+
+#include <doctest/doctest.h>
+
+#include <limits>
+
+#include "core/error.h"
+#include "engine/session_helpers.h"
+
+using namespace gemmule;
+
+namespace {
+
+constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+
+// Drafts that are right with a chance of `accept`.
+Drafting scripted(std::span<const int32_t> tokens, double accept, int64_t length, uint64_t seed = 1) {
+  DraftOptions options;
+  options.length = length;
+  options.script = {{tokens.begin(), tokens.end()}, accept, seed};
+  return Drafting(options, std::make_shared<DraftTable>(), nullptr);
+}
+
+Drafting by_lookup(int64_t length = 0) {
+  DraftOptions options;
+  options.length = length;
+  return Drafting(options, std::make_shared<DraftTable>(), nullptr);
+}
+
+// The logits after each token, one by one and without drafts.
+std::vector<std::vector<float>> plain_logits(Session& session, std::span<const int32_t> tokens) {
+  std::vector<std::vector<float>> rows;
+  for (const int32_t& token : tokens) {
+    session.append({&token, 1}, nullptr, {});
+    rows.push_back(copy(session.logits()));
+  }
+  return rows;
+}
+
+}  // namespace
+
+TEST_CASE("the bits are those without drafts: right, wrong and mixed ones, over the turn of the rings") {
+  struct Case {
+    double accept;
+    int64_t length;
+  };
+  constexpr size_t kFirst = 480, kEnd = 552;  // the rings hold 256 positions and turn at 512
+  for (const char* name : kModels) {
+    const auto model = load(name, {.n_threads = 2, .n_ubatch = 16});
+    const auto tokens = some_tokens(*model, kEnd + 20);
+    Session plain(model, kEnd + 20, DType::F16);
+    plain.append(std::span(tokens).first(kFirst), nullptr, {});
+    const auto expected = plain_logits(plain, std::span(tokens).subspan(kFirst, kEnd - kFirst));
+    for (const auto& [accept, length] : {Case{0, 3}, Case{0.6, 0}, Case{0.7, 7}, Case{1, 3}}) {
+      Session session(model, kEnd + 20, DType::F16);
+      session.append(std::span(tokens).first(kFirst), nullptr, {});
+      Drafting drafting = scripted(tokens, accept, length);
+      for (size_t i = kFirst; i < kEnd; ++i) {
+        session.append_drafting(tokens[i], drafting, kMost, nullptr);
+        CHECK(same_bits(session.logits(), expected[i - kFirst]));
+      }
+      const DraftCounts& counts = drafting.counts();
+      if (length > 0) CHECK(counts.drafted > 0);
+      if (accept == 0) CHECK(counts.accepted == 0);
+      if (accept == 1) CHECK(counts.accepted == (kEnd - kFirst) * 3 / 4);
+    }
+  }
+}
+
+TEST_CASE("a right draft is run once: the passes are as few as the drafts allow") {
+  const auto model = load(kModels[1]);
+  const auto tokens = some_tokens(*model, 41);
+  Session session(model, 64, DType::F16);
+  Drafting drafting = scripted(tokens, 1, 4);
+  for (const int32_t token : tokens) session.append_drafting(token, drafting, kMost, nullptr);
+  CHECK(drafting.counts().drafted == 32);  // 8 passes of 5 rows and the last token
+  CHECK(drafting.counts().accepted == 32);
+  CHECK(drafting.counts().reached[3] == 8);
+}
+
+TEST_CASE("what was said before is expected again") {
+  const auto model = load(kModels[1]);
+  const auto once = some_tokens(*model, 30);
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < 4; ++i) tokens.insert(tokens.end(), once.begin(), once.end());
+  Session plain(model, 256, DType::F16), session(model, 256, DType::F16);
+  const auto expected = plain_logits(plain, tokens);
+  Drafting drafting = by_lookup(6);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    session.append_drafting(tokens[i], drafting, kMost, nullptr);
+    CHECK(same_bits(session.logits(), expected[i]));
+  }
+  CHECK(drafting.counts().accepted > 60);
+  CHECK(drafting.counts().accepted > drafting.counts().drafted * 8 / 10);
+}
+
+TEST_CASE("nothing is run beyond the context, the caller's limit or an end") {
+  const auto model = load(kModels[0]);
+  const auto tokens = some_tokens(*model, 20);
+  Session session(model, 20, DType::F16);
+  Drafting drafting = scripted(tokens, 1, 8);
+  for (size_t i = 0; i < 18; ++i) session.append_drafting(tokens[i], drafting, 1, nullptr);
+  CHECK(drafting.counts().drafted == 9);
+  session.append_drafting(tokens[18], drafting, kMost, nullptr);
+  session.append_drafting(tokens[19], drafting, kMost, nullptr);
+  CHECK(drafting.counts().drafted == 10);
+  CHECK_THROWS_AS(session.append_drafting(tokens[0], drafting, kMost, nullptr), ContextLengthError);
+  CHECK_THROWS_AS(Session(model, 20, DType::F16).append_drafting(-1, drafting, kMost, nullptr),
+                  std::invalid_argument);
+
+  DraftOptions options;
+  options.length = 8;
+  options.script.tokens = tokens;
+  options.ends = {tokens[3]};
+  Drafting ending(options, std::make_shared<DraftTable>(), nullptr);
+  session.rewind(0);
+  session.append_drafting(tokens[0], ending, kMost, nullptr);
+  CHECK(ending.counts().drafted == 2);
+}
+
+TEST_CASE("rewinds, forks, other ways to append and cancelled calls go on as if nothing had been run ahead") {
+  for (const char* name : kModels) {
+    const auto model = load(name, {.n_threads = 2, .n_ubatch = 16});
+    const auto tokens = some_tokens(*model, 700, 5), others = some_tokens(*model, 700, 6);
+    Session session(model, 700, {DType::Q8_0, DType::F16});
+    Drafting drafting = scripted(tokens, 0.7, 0);
+    uint32_t random = 7;
+    const auto next = [&random](uint32_t n) {
+      random = random * 1664525u + 1013904223u;
+      return (random >> 8) % n;
+    };
+    for (int step = 0; step < 200; ++step) {
+      const size_t n = session.tokens().size();
+      const uint32_t what = next(20);
+      if (n > 640 || what == 0) {
+        session.rewind(static_cast<int64_t>(n > 5 ? n - next(static_cast<uint32_t>(n > 640 ? 400 : 5)) : n));
+      } else if (what == 1) {
+        session = session.fork();
+      } else if (what == 2) {
+        session.append(std::span(others).subspan(n, 2 + next(20)), nullptr, {});
+      } else if (what == 3) {
+        StopToken stop;
+        int64_t n_looks = next(6);
+        stop.set_poll([&] {
+          if (n_looks-- == 0) stop.cancel();
+        });
+        try {
+          session.append_drafting(tokens[n], drafting, kMost, &stop);
+        } catch (const Cancelled&) {
+          CHECK(session.tokens().size() == n);
+        }
+      } else if (what == 4) {
+        Session other(model, 64, {DType::Q8_0, DType::F16});
+        Session* const together[] = {&session, &other};
+        const std::vector<std::vector<int32_t>> pieces = {{tokens[n]}, {others[n], tokens[n]}};
+        Session::append_together(together, pieces, nullptr);
+      } else {
+        session.append_drafting(tokens[n], drafting, kMost, nullptr);
+      }
+      if (step % 25 != 24 || session.tokens().empty()) continue;
+      Session fresh(model, 700, {DType::Q8_0, DType::F16});
+      fresh.append(session.tokens(), nullptr, {});
+      CHECK(same_bits(session.logits(), fresh.logits()));
+    }
+  }
+}
+
+TEST_CASE("what was learnt is kept in numbers") {
+  DraftTable table, other;
+  table.ran(1, 0.1);
+  table.ran(2, 0.15);
+  table.learn([](DraftChances& chances) { chances.lookup[0].p = 0.125; });
+  other.set_numbers(table.numbers());
+  CHECK(other.chances().lookup[0].p == 0.125);
+  CHECK(other.times().pass(2) == doctest::Approx(table.times().pass(2)));
+  CHECK(table.numbers().size() == DraftTable::kNumbers);
+  CHECK_THROWS_AS(other.set_numbers(std::vector<double>(3)), std::invalid_argument);
+  CHECK_THROWS_AS(by_lookup(kMaxDrafts + 1), std::invalid_argument);
+}
