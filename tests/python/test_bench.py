@@ -28,7 +28,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_speed_of_two_files_in_turns(tiny_gemma3_path: Path, tiny_gemma4_path: Path) -> None:
     order: list[str] = []
-    plan = SpeedPlan((32,), (4,), (0, 16), steps=(1, 2), rounds=2)
+    plan = SpeedPlan((32,), (4,), (0, 16), steps=(1, 2), drafting=False, rounds=2)
     subjects = [Subject(str(path), n_threads=1) for path in (tiny_gemma3_path, tiny_gemma4_path)]
     rows = measure_speed(subjects, plan, force=True, progress=order.append)
     assert ["gemma3" in line for line in order] == [True, False, True, False]
@@ -118,7 +118,7 @@ def test_the_texts_are_six_categories() -> None:
 
 def test_everything_in_one_command(tiny_gemma4_path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "report"
-    options = ["-p", 32, "-n", 4, "-r", 2, "--threads", 1, "--no-first", "--force"]
+    options = ["-p", 32, "-n", 4, "-r", 2, "--threads", 1, "--no-first", "--no-drafting", "--force"]
     options += ["--context", 64, "--memory-kv", "q8_0", "-c", 64, "-w", 1]
     done = command("bench", "all", tiny_gemma4_path, "--ref", tiny_gemma4_path, "-o", folder, *options)
     assert done.returncode == 0, done.stderr

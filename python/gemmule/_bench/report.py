@@ -63,14 +63,16 @@ def _sections(rows: Sequence[Row]) -> dict[str, str]:
 
 def _facts(rows: Sequence[Row]) -> list[str]:
     """What the figures depend on, one sentence each."""
-    row = next((row for row in rows if "gm_cores" in row), None)
+    ours = [row for row in rows if "gm_cores" in row]
+    row = next(iter(of_kind(ours, "speed") or ours), None)
     if row is None:
         return [f"{rows[0].get('cpu_info')}, rows of llama-bench {rows[0].get('build_commit')}."]
+    times = sorted(row["test_time"] for row in rows)
     facts = [
         f"{row['cpu_info']}, {row['gm_cores']} cores, {row['gm_memory'] / 1e9:.1f} GB, {row['gm_system']}.",
         f"gemmule {row['gm_version']} (build {row['build_commit']}), {row['gm_isa']}.",
         f"Flags: {row['gm_cpu_flags']}.",
-        f"Measured {row['test_time']}.",
+        f"Measured from {times[0]} to {times[-1]}.",
     ]
     speed = of_kind(rows, "speed")
     rates = [rate for r in speed for rate in r.get("gm_yardstick", [])]

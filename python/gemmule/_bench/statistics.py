@@ -17,7 +17,7 @@ __all__ = ["Doubles", "compare_rows", "divergence_figures", "log_softmax", "perp
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
-_ROWS = 16  # at a time: temporary arrays stay near the cache
+_ROWS = 1  # at a time: one of a large vocabulary is a megabyte, and its temporaries stay in the cache
 
 
 def log_softmax(logits: Floats) -> Floats:

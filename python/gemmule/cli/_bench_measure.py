@@ -61,8 +61,8 @@ def measured_speed(files: Sequence[str], options: dict[str, Any]) -> "list[Row]"
     from gemmule._bench.speed import SpeedPlan, measure_speed
 
     plan = SpeedPlan(
-        options["prompt"], options["gen"], options["depth"], options["steps"] or (), options["first"],
-        rounds=options["rounds"],
+        options["prompt"], options["gen"], options["depth"], options["steps"] or (),
+        options["first"], options["drafting"], rounds=options["rounds"],
     )  # fmt: skip
     rows = measure_speed(
         subjects_of(files, options), plan,

@@ -65,6 +65,7 @@ def speed_options(command: Command) -> Command:
         click.option("--library", default="", metavar="PATH",
                      help="libllama.so, or llama-bench, of the peer.  [xllamacpp]"),
         click.option("--peer", type=click.Choice(["llama.cpp"]), help="Measure this engine too."),
+        click.option("--drafting/--no-drafting", default=True, help="Generation with drafts and without."),
         click.option("--first/--no-first", default=True, help="Time to a first token: text, picture, sound."),
         click.option("--steps", type=numbers, metavar="T,T", default=None, help="Also steps of T tokens."),
         click.option("-r", "--rounds", type=click.IntRange(1, 1000), default=5, show_default=True,
