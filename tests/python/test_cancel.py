@@ -55,7 +55,7 @@ def test_many_cancels_leave_the_session_right(packed: Path, n_threads: int) -> N
         session.append(IDS[1:])
         whole = time.perf_counter() - began
         n_cancelled = 0
-        for _ in range(60):
+        for _ in range(30):
             session.rewind(rng.randrange(0, 300))
             n = session.n_tokens
             stop = gemmule.StopToken()
@@ -68,8 +68,8 @@ def test_many_cancels_leave_the_session_right(packed: Path, n_threads: int) -> N
                 session.append(IDS[n:])
             timer.join()
             np.testing.assert_array_equal(session.logits, expected)
-        assert n_cancelled > 5
-        for _ in range(20):
+        assert n_cancelled > 3
+        for _ in range(10):
             session.rewind(len(IDS))
             tokens: tuple[int, ...] = ()
             while len(tokens) < 20:

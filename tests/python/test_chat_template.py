@@ -162,10 +162,11 @@ def ended(source: str) -> str:
 
 
 @pytest.mark.parametrize("source", GIANTS, ids=range(len(GIANTS)))
-def test_giants_and_endless_loops_end(source: str) -> None:
+def test_giants_and_endless_loops_end(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemmule._chat.template._MAX_SECONDS", 0.5)
     start = time.process_time()
     message = ended(source)
-    assert time.process_time() - start < 3  # 2 s, and a little for slow machines
+    assert time.process_time() - start < 1.5  # half a second, and a little for slow machines
     assert message.startswith("x.gguf: the chat template ")
     assert "\n" not in message
     assert len(message) < 400
