@@ -89,13 +89,23 @@ void PassTimes::set_numbers(const std::array<double, kNumbers>& numbers) {
 }
 
 void Chance::saw(bool happened) {
-  const double weight = std::max(0.05, 1.0 / static_cast<double>(n + 4));
+  const double weight = std::max(0.03, 1.0 / static_cast<double>(n + 4));
   p += weight * ((happened ? 1.0 : 0.0) - p);
   ++n;
 }
 
 DraftChances::DraftChances() {
   for (size_t i = 0; i < step.size(); ++i) step[i].p = 0.7;
+}
+
+double DraftChances::step_chance(size_t i) const {
+  constexpr double kLean = 4;  // what the place before counts for
+  double p = step[0].p;
+  for (size_t k = 1; k <= i; ++k) {
+    const auto n = static_cast<double>(step[k].n);
+    p = (n * step[k].p + kLean * p) / (n + kLean);
+  }
+  return p;
 }
 
 size_t DraftChances::gap_level(double gap) {

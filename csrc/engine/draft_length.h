@@ -64,6 +64,9 @@ struct DraftChances {
   std::array<Chance, 5> gap{{{0.3, 0}, {0.45, 0}, {0.6, 0}, {0.8, 0}, {0.95, 0}}};  // and after
 
   DraftChances();
+  // step[i].p, leaning on the place before it where little was seen: the places that no round has reached yet
+  // are thought to be as good as the last one that was.
+  double step_chance(size_t i) const;
   static size_t gap_level(double gap);
 };
 

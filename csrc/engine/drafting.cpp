@@ -10,7 +10,11 @@
 namespace gemmule {
 namespace {
 
-constexpr int64_t kProbeEvery = 64;  // passes without drafts, or without a plain one to compare with
+constexpr int64_t kPlainEvery = 64;  // passes with drafts, for one without to compare with
+// Where drafting does not pay a few passes with one draft are tried after so many without, at first; twice as
+// many after each attempt that changed nothing.
+constexpr int64_t kTryAfter = 64, kTryAfterMost = 512, kTries = 4;
+constexpr int64_t kKept = 8;  // observations that a kept chance counts for
 
 double seconds_since(std::chrono::steady_clock::time_point began) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
@@ -68,7 +72,7 @@ void DraftTable::set_numbers(std::span<const double> numbers) {
   const auto take = [&](auto& chances) {
     for (Chance& chance : chances) {
       const double p = numbers[at++];
-      if (p >= 0 && p <= 1) chance = {p, 0};
+      if (p >= 0 && p <= 1) chance = {p, kKept};
     }
   };
   take(chances_.lookup);
@@ -92,20 +96,26 @@ bool Drafting::is_end(int32_t token) const {
 }
 
 // Which source drafts how many tokens. Where none seem to pay a few are tried from time to time, and where
-// they do a pass goes without, so that a change is noticed and V(1) stays known.
+// they do a pass goes without, so that a change is noticed and V(1) is known.
 Drafting::Source Drafting::choose(const DraftPlan& lookup, const DraftPlan& drafter, bool can_look_up,
-                                  bool can_ask, int64_t& length) {
+                                  bool can_ask, bool knows_plain, int64_t& length) {
   const bool asks = drafter.length > 0 && (lookup.length == 0 || drafter.rate >= lookup.rate);
   length = asks ? drafter.length : lookup.length;
   if (options_.length > 0) return asks ? Source::Drafter : can_look_up ? Source::Lookup : Source::None;
   if (length > 0) {
+    if (n_plain_ == 0) try_after_ = kTryAfter;
     n_plain_ = 0;
-    if (++n_drafting_ < kProbeEvery) return asks ? Source::Drafter : Source::Lookup;
+    if (knows_plain && ++n_drafting_ < kPlainEvery) return asks ? Source::Drafter : Source::Lookup;
     n_drafting_ = length = 0;
-  } else if ((can_look_up || can_ask) && ++n_plain_ >= kProbeEvery) {
-    n_plain_ = 0;
-    length = 1 + n_probes_++ % 4;
-    if (can_ask && (!can_look_up || n_probes_ % 2 == 0)) return Source::Drafter;
+  } else if ((can_look_up || can_ask) && ++n_plain_ >= try_after_) {
+    length = 1;
+    const bool by_drafter = can_ask && (!can_look_up || n_attempts_ % 2 == 0);
+    if (n_plain_ == try_after_ + kTries - 1) {
+      n_plain_ = 0;
+      try_after_ = std::min(2 * try_after_, kTryAfterMost);
+      ++n_attempts_;
+    }
+    if (by_drafter) return Source::Drafter;
   }
   return can_look_up ? Source::Lookup : Source::None;
 }
@@ -141,7 +151,7 @@ std::span<const int32_t> Drafting::propose(LoadedModel& model, std::span<const i
   }
   const bool is_sure = options_.length > 0 || (by_drafter.length == 0 && by_lookup.length == 0);
   int64_t length = 0;
-  source_ = choose(by_lookup, by_drafter, can_look_up, can_ask, length);
+  source_ = choose(by_lookup, by_drafter, can_look_up, can_ask, times.is_measured(1), length);
   if (source_ == Source::Lookup) look_up(timeline, match, length);
   if (source_ == Source::Drafter)
     ask_drafter(model, timeline, hidden, kv, is_sure ? std::min(length, n_steps) : n_steps, is_sure, stop);
@@ -162,7 +172,8 @@ void Drafting::look_up(std::span<const int32_t> timeline, const PromptLookup::Ma
 std::vector<double> Drafting::chances(int64_t n) const {
   std::vector<double> out;
   for (size_t i = 0; i < static_cast<size_t>(n); ++i)
-    out.push_back(i < round_.size() && !is_scripted() ? chances_.gap[round_[i].level].p : chances_.step[i].p);
+    out.push_back(i < round_.size() && !is_scripted() ? chances_.gap[round_[i].level].p
+                                                      : chances_.step_chance(i));
   return out;
 }
 

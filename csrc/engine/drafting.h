@@ -97,7 +97,7 @@ class Drafting {
   bool is_scripted() const { return !options_.script.tokens.empty(); }
   bool is_end(int32_t token) const;
   Source choose(const DraftPlan& lookup, const DraftPlan& drafter, bool can_look_up, bool can_ask,
-                int64_t& length);
+                bool knows_plain, int64_t& length);
   void look_up(std::span<const int32_t> timeline, const PromptLookup::Match& match, int64_t n);
   void ask_drafter(LoadedModel& model, std::span<const int32_t> timeline, std::span<const float> hidden,
                    const KvCache& kv, int64_t most, bool is_fixed, const StopToken* stop);
@@ -119,9 +119,10 @@ class Drafting {
   std::vector<int32_t> proposed_;  // tokens at its front that are run
   std::vector<int32_t> history_;   // the timeline and the drafts of a round
   std::vector<Candidate> best_;
-  int64_t n_plain_ = 0;     // passes without drafts since a try
+  int64_t n_plain_ = 0;     // passes without drafts since an attempt
+  int64_t try_after_ = 64;  // of them, for the next attempt
   int64_t n_drafting_ = 0;  // passes with drafts since a plain one
-  int64_t n_probes_ = 0;
+  int64_t n_attempts_ = 0;
 };
 
 }  // namespace gemmule

@@ -14,10 +14,10 @@ import pytest
 
 import gemmule
 from gemmule import _core
+from gemmule._demo import world
 from gemmule._drafting import Drafts
 from media_files import pattern
 from media_model import write_tiny_12b
-from project_modules import load_module
 
 Answer = Callable[..., gemmule.Reply]
 PROMPTS = ["one two three one two three one", "Once upon a time there was a", "0 1 0 1 0 1 0", "x"]
@@ -98,7 +98,7 @@ def test_what_was_said_before_is_expected(tiny: gemmule.Model, draft: Any) -> No
     plain = tiny.generate("a b c a b c", draft=False, **options)
     reply = tiny.generate("a b c a b c", draft=draft, **options)
     same(reply, plain)
-    if draft != "auto":
+    if isinstance(draft, int):  # otherwise measured time decides
         assert reply.timings.draft_n_accepted > 20
         assert len(reply.timings.draft_acceptance) >= 1
         assert "drafts right" in str(reply.timings)
@@ -285,7 +285,7 @@ def test_what_was_learnt_is_kept(
 def test_three_hundred_prompts_of_a_trained_model(tmp_path: Path) -> None:
     """The small model of the package: its own text repeats, so that drafts are right, wrong and mixed."""
     path = tmp_path / "demo.gguf"
-    gemmule.convert(load_module("benchmarks/quality", "demo_model").FOLDER, path, type="Q8_0")
+    gemmule.convert(Path(world.__file__).with_name("model"), path, type="Q8_0")
     rng = np.random.default_rng(5)
     words = [
         "the",
@@ -309,7 +309,7 @@ def test_three_hundred_prompts_of_a_trained_model(tmp_path: Path) -> None:
         with gemmule.Model(path, n_ctx=512, n_threads=n_threads, kv_type=kv_type) as model:
             for i in range(150):
                 prompt = " ".join(rng.choice(words, rng.integers(3, 40)))
-                options: Any = {"max_tokens": 40, "logprobs": 1, "seed": i % 3}
+                options: Any = {"max_tokens": 30, "logprobs": 1, "seed": i % 3}
                 if i % 4 == 0:
                     options["temperature"] = 0
                 plain = model.generate(prompt, draft=False, **options)

@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <limits>
 
 #include "core/error.h"
@@ -162,6 +163,54 @@ TEST_CASE("rewinds, forks, other ways to append and cancelled calls go on as if 
       Session fresh(model, 700, {DType::Q8_0, DType::F16});
       fresh.append(session.tokens(), nullptr, {});
       CHECK(same_bits(session.logits(), fresh.logits()));
+    }
+  }
+}
+
+namespace {
+
+// Tokens in the time of a one-row pass, where drafts are right with a chance of `accept`, a pass of T rows
+// takes 1 + slope * (T - 1) with some noise, and nothing is computed.
+double simulated_rate(const std::shared_ptr<LoadedModel>& model, double accept, double slope,
+                      int64_t length) {
+  const auto tokens = some_tokens(*model, 3000);
+  const KvCache kv(model->config(), 16, DType::F16, 1);
+  Drafting drafting = scripted(tokens, accept, length);
+  std::vector<int32_t> timeline, ahead;
+  size_t n_ahead = 0;
+  double seconds = 0;
+  for (const int32_t token : tokens) {
+    timeline.push_back(token);
+    drafting.saw(token);
+    if (n_ahead < ahead.size() && ahead[n_ahead] == token) {
+      ++n_ahead;
+      continue;
+    }
+    const auto drafts = drafting.propose(*model, timeline, {}, kv, kMost, nullptr);
+    ahead.assign(drafts.begin(), drafts.end());
+    n_ahead = 0;
+    const double noise = 1 + 0.05 * std::sin(static_cast<double>(timeline.size()) * 12.9898);
+    const double took = noise * (1 + slope * static_cast<double>(ahead.size()));
+    drafting.ran(1 + static_cast<int64_t>(ahead.size()), took);
+    seconds += took;
+  }
+  return static_cast<double>(tokens.size()) / seconds;
+}
+
+}  // namespace
+
+TEST_CASE("as many drafts as pay: never much slower than none, nearly as fast as the best fixed number") {
+  const auto model = load(kModels[0]);
+  for (const double slope : {0.02, 0.15, 0.4, 1.0}) {
+    for (const double accept : {0.0, 0.3, 0.6, 0.8, 0.95}) {
+      CAPTURE(slope);
+      CAPTURE(accept);
+      double best = 1;
+      for (const int64_t length : {1, 2, 3, 4, 6, 8})
+        best = std::max(best, simulated_rate(model, accept, slope, length));
+      const double rate = simulated_rate(model, accept, slope, 0);
+      CHECK(rate > 0.98);
+      CHECK(rate > 0.9 * best);
     }
   }
 }
