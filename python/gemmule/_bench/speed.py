@@ -139,7 +139,8 @@ def _finished(base: Row, tests: list[_Series], work: Work, roofline: Roofline | 
             elif row["n_prompt"] and not row["n_gen"] and peak:
                 row["gm_prefill_efficiency"] = work.prefill_share(row["avg_ts"], peak)
         if plain:
-            row |= {"gm_weight_bytes": work.weight_bytes, "gm_cache_bytes": cache, "gm_macs": work.macs}
+            row |= {"gm_weight_bytes": work.weight_bytes, "gm_cache_bytes": cache}
+            row |= {"gm_macs": work.macs, "gm_head_macs": work.head_macs}
         rows.append(row)
     return rows
 
