@@ -44,7 +44,7 @@ def test_speed_of_two_files_in_turns(tiny_gemma3_path: Path, tiny_gemma4_path: P
 def test_efficiencies_are_shares_of_the_roof(tiny_gemma4_path: Path) -> None:
     from gemmule._bench.roofline import Roofline
 
-    results = [("read 4 KB pages", 1.0, "GB/s"), ("read huge pages", 2.0, "GB/s"), ("int8 a", 3.0, "GMAC/s")]
+    results = [("read 4 KB pages", 1.0, "GB/s"), ("read huge pages", 2.0, "GB/s"), ("f32 a", 3.0, "GMAC/s")]
     roof = Roofline(
         tuple({"name": n, "threads": 1, "value": v, "unit": u, "note": ""} for n, v, u in results)
     )
