@@ -24,9 +24,11 @@ class LoadedDrafter {
   const GgufFile& file() const { return *file_; }
   int64_t weight_bytes() const;
 
-  // To be used while the model is held (LoadedModel::run) only. Throws FormatError when the file was cut.
+  // To be used while the model is held (LoadedModel::run, run_beside) only. Throws FormatError when its file
+  // or the model's, whose embeddings it reads, was cut.
   Drafter& drafter() {
     file_->file().check_not_truncated();
+    model_->file().file().check_not_truncated();
     return *drafter_;
   }
 

@@ -69,6 +69,7 @@ class LoadedModel {
   auto run_beside(const StopToken* stop, Fn&& fn) {
     const OwnedLock lock(mutex_);
     const Watch watch(*backend_, stop);
+    backend_->begin_step(0);  // what the last step was like does not matter here
     return fn(*backend_);
   }
 

@@ -186,6 +186,46 @@ def test_steps_that_cannot_be_are_refused() -> None:
         drafter.step(other.session(n_ctx=128), 5, hidden, n)
 
 
+# -- damaged files --
+
+
+def _damaged(folder: Path, raw: bytes) -> str:
+    """What loading a damaged drafter and a step of it say; "" when both work."""
+    path = folder / "damaged.gguf"
+    path.write_bytes(raw)
+    model = _core.Model(_gguf(KINDS["e2b"][0]), n_threads=1)
+    session = model.session(n_ctx=64)
+    hidden = session.append_hidden(_load("e2b")["ids"])[-1]
+    try:
+        _draft(session, _core.Drafter(model, _core.GgufFile(str(path))), 5, hidden, 2)
+    except (gemmule.Error, ValueError) as error:
+        message = str(error)
+        assert message.strip()
+        assert "\n" not in message
+        assert len(message) < 600
+        return message
+    return ""
+
+
+def test_truncated_files_are_refused(tmp_path: Path) -> None:
+    good = Path(_gguf(KINDS["e2b"][1])).read_bytes()
+    for n in [0, 4, 23, 100, 2000, *range(3000, len(good), len(good) // 8), len(good) - 1]:
+        assert _damaged(tmp_path, good[:n])
+    assert not _damaged(tmp_path, good)
+
+
+def test_flipped_bytes_never_end_the_process(tmp_path: Path) -> None:
+    path = Path(_gguf(KINDS["e2b"][1]))
+    good, header = path.read_bytes(), _core.GgufFile(str(path)).data_offset
+    rng = np.random.default_rng(4)
+    messages = []
+    for place in rng.integers(header, size=80):
+        raw = bytearray(good)
+        raw[place] ^= 1 << int(rng.integers(8))
+        messages.append(_damaged(tmp_path, bytes(raw)))
+    assert 10 < sum(map(bool, messages)) < 80
+
+
 # -- where it comes from --
 
 

@@ -104,6 +104,61 @@ def test_what_was_said_before_is_expected(tiny: gemmule.Model, draft: Any) -> No
         assert "drafts right" in str(reply.timings)
 
 
+DRAFTERS = {
+    "tiny-gemma4-f32.gguf": "tiny-gemma4-drafter-f32.gguf",
+    "tiny-gemma4-e2b-f16.gguf": "tiny-gemma4-e2b-drafter-f16.gguf",
+    "tiny-gemma4-26b-f16.gguf": "tiny-gemma4-26b-drafter-f16.gguf",
+}
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_the_same_answer_with_a_drafter(golden: Path, name: str) -> None:
+    with gemmule.Model(golden / name, drafter=golden / DRAFTERS[name], n_ctx=256) as model:
+        for options in ({"temperature": 0}, {"seed": 1, "top_k": 3}):
+            asked: Any = {**options, "max_tokens": 60, "logprobs": 1}
+            asked["logit_bias"] = dict.fromkeys(model.tokenizer.eos_ids, -np.inf)
+            plain = model.generate("a b c a b c", draft=False, **asked)
+            for draft in ("mtp", "auto", 1, 3, 8):
+                reply = model.generate("a b c a b c", draft=draft, **asked)
+                same(reply, plain)
+                if isinstance(draft, int):
+                    assert reply.timings.draft_n >= 20
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_a_round_begins_where_the_answer_is(golden: Path, name: str) -> None:
+    """The drafts are the drafter's own from the right state, also after half of the last ones were right."""
+    model = _core.Model(str(golden / name))
+    drafter = _core.Drafter(model, _core.GgufFile(str(golden / DRAFTERS[name])))
+    rng = np.random.default_rng(1)
+    session, reference = model.session(n_ctx=200), model.session(n_ctx=200)
+    prompt = rng.integers(0, model.n_vocab, 70).astype(np.int32)
+    session.append(prompt)
+    hidden = reference.append_hidden(prompt)[-1]
+    drafting = _core.Drafting(
+        _core.DraftTable(), _core.Sampler(temperature=0), drafter=drafter, lookup=False, length=4
+    )
+    expected = 0
+    for n_right in (4, 0, 2, 1, 4, 3):
+        token = int(rng.integers(0, model.n_vocab))
+        said, state = [token], hidden
+        for _ in range(n_right):
+            logits, state = drafter.step(reference, said[-1], state, reference.n_tokens)
+            said.append(int(logits.argmax()))
+        for one in said:
+            drafting.append(session, one, most=10)
+        expected += n_right
+        assert drafting.n_accepted == expected
+        hidden = reference.append_hidden(np.array(said, np.int32))[-1]
+        np.testing.assert_array_equal(session.logits(), model_logits(model, session.tokens))
+
+
+def model_logits(model: _core.Model, tokens: np.ndarray) -> np.ndarray:
+    fresh = model.session(n_ctx=len(tokens))
+    fresh.append(tokens)
+    return fresh.logits()
+
+
 def chat_cases() -> list[dict[str, Any]]:
     def weather(city: str) -> str:
         """The weather.

@@ -56,21 +56,21 @@ Session reload(const Session& session, const std::shared_ptr<LoadedModel>& model
 TEST_CASE("a rewind to where a prompt ended reads nothing again, however long the answer was") {
   for (const char* name : kModels) {
     const auto model = load(name, {.n_ubatch = 8});
-    const auto tokens = some_tokens(*model, 1400);
+    const auto tokens = some_tokens(*model, 700);
     for (const int64_t prompt : {1, 64, 500}) {
       CAPTURE(name);
       CAPTURE(prompt);
-      Session session(model, 2048, DType::F16), fresh(model, 2048, DType::F16);
+      Session session(model, 1024, DType::F16), fresh(model, 1024, DType::F16);
       session.append(std::span(tokens).first(2), nullptr, {});
       session.append(std::span(tokens).subspan(2, static_cast<size_t>(prompt)), nullptr, {});
-      for (size_t i = static_cast<size_t>(prompt) + 2; i < 1400; ++i)
+      for (size_t i = static_cast<size_t>(prompt) + 2; i < 700; ++i)
         session.append(std::span(tokens).subspan(i, 1), nullptr, {});
       // A few tokens before the mark as well: the next prompt may part earlier than the last one ended.
       for (const int64_t before : {int64_t{0}, std::min<int64_t>(5, prompt - 1)}) {
         const int64_t keep = prompt + 2 - before;
         session.rewind(keep);
         if (prompt > 1) CHECK(session.n_ready() == keep);
-        const auto more = some_tokens(*model, 900, 9);
+        const auto more = some_tokens(*model, 300, 9);
         session.append(more, nullptr, {});
         fresh.rewind(0);
         fresh.append(std::span(tokens).first(static_cast<size_t>(keep)), nullptr, {});
@@ -295,12 +295,12 @@ TEST_CASE("files that are damaged, cut, foreign or of another model are refused 
   StopToken stop;
   stop.cancel();
   CHECK_THROWS_AS(SessionFile::load(model, file.path, 0, kAutoSnapshots, &stop), Cancelled);
-  for (size_t i = 0; i < good.size(); i += i < 200 ? 1 : 97) {  // every byte of the head, then a sample
+  for (size_t i = 0; i < good.size(); i += i < 200 ? 1 : 997) {  // every byte of the head, then a sample
     std::string bad = good;
     bad[i] = static_cast<char>(bad[i] ^ 0x40);
     refused(bad);
   }
-  for (size_t n = 0; n < good.size(); n += n < 300 ? 7 : 1999) refused(good.substr(0, n));
+  for (size_t n = 0; n < good.size(); n += n < 300 ? 7 : 9973) refused(good.substr(0, n));
   refused(good + "x");
   refused(std::string(good.size(), 'x'));
   file.put(good);

@@ -39,7 +39,9 @@ inline Wide wide_widen(const int8_t* p) noexcept {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))};
 }
 inline Wide wide_scales(Half a, Half b) noexcept {
-  return {_mm512_insertf32x8(_mm512_castps256_ps512(set1(a).v), set1(b).v, 1)};
+  const __m128i eight_a = _mm_set1_epi16(static_cast<int16_t>(a.bits));
+  const __m128i eight_b = _mm_set1_epi16(static_cast<int16_t>(b.bits));
+  return {_mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(eight_a), eight_b, 1))};
 }
 inline Wide wide_mul(Wide a, Wide b) noexcept { return {_mm512_mul_ps(a.v, b.v)}; }
 inline void wide_store(float* p, Wide a) noexcept { _mm512_store_ps(p, a.v); }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -231,38 +232,35 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 // Relative to the largest result instead, one set of data whose terms cancel reached 2.17e-6.
 double worst_error(const Problem& p, const std::vector<float>& out) {
   double worst = 0;
-  std::vector<double> weight, exact(static_cast<size_t>(p.dim));
+  std::vector<double> weight, sums(static_cast<size_t>(p.dim)), sizes(sums.size());
   for (size_t t = 0; t < p.see.size(); ++t) {
     for (int64_t h = 0; h < p.heads; ++h) {
       const size_t at =
           (t * static_cast<size_t>(p.heads) + static_cast<size_t>(h)) * static_cast<size_t>(p.dim);
-      double top = -1e300, sum = 0, scale = 0;
+      double top = -1e300, sum = 0;
       weight.clear();
       for (int64_t i = p.see[t].lo; i < p.see[t].hi; ++i) {
-        double s = 0;
-        for (int64_t d = 0; d < p.dim; ++d) {
-          s +=
-              static_cast<double>(p.q[at + static_cast<size_t>(d)]) * p.k[static_cast<size_t>(i * p.dim + d)];
+        const float *q = p.q.data() + at, *k = p.k.data() + i * p.dim;
+        double lanes[8] = {};  // one chain of additions would wait for each
+        for (int64_t d = 0; d < p.dim; ++d) lanes[d % 8] += static_cast<double>(q[d]) * k[d];
+        weight.push_back(std::accumulate(lanes, lanes + 8, 0.0));
+        top = std::max(top, weight.back());
+      }
+      std::fill(sums.begin(), sums.end(), 0.0);
+      std::fill(sizes.begin(), sizes.end(), 0.0);
+      const float* v = p.v.data() + p.see[t].lo * p.dim;
+      for (double& w : weight) {
+        sum += w = std::exp(w - top);
+        for (size_t d = 0; d < sums.size(); ++d) {
+          const double term = w * v[d];
+          sums[d] += term;
+          sizes[d] += std::fabs(term);
         }
-        weight.push_back(s);
-        top = std::max(top, s);
+        v += p.dim;
       }
-      for (double& w : weight) sum += w = std::exp(w - top);
-      for (int64_t d = 0; d < p.dim; ++d) {
-        double o = 0, size = 0;
-        for (size_t i = 0; i < weight.size(); ++i) {
-          const double term =
-              weight[i] * p.v[(static_cast<size_t>(p.see[t].lo) + i) * static_cast<size_t>(p.dim) +
-                              static_cast<size_t>(d)];
-          o += term;
-          size += std::fabs(term);
-        }
-        exact[static_cast<size_t>(d)] = o / sum;
-        scale = std::max(scale, size / sum);
-      }
-      for (size_t d = 0; d < exact.size(); ++d) {
-        worst = std::max(worst, std::fabs(out[at + d] - exact[d]) / scale);
-      }
+      const double scale = *std::max_element(sizes.begin(), sizes.end()) / sum;
+      for (size_t d = 0; d < sums.size(); ++d)
+        worst = std::max(worst, std::fabs(out[at + d] - sums[d] / sum) / scale);
     }
   }
   return worst;
@@ -306,20 +304,19 @@ TEST_CASE("a position whose score is 64 below another one of its chunk has no we
 }
 
 TEST_CASE("attention is close to double precision") {
-  for (const KernelTable* table : testing::usable_levels()) {
-    double worst = 0;
-    for (const Form form : kForms) {
-      for (const int64_t dim : {64, 256, 512}) {
-        for (const auto& see : {causal(0, 20), causal(700, 1), causal(500, 10), causal(1000, 3, 512)}) {
-          const Problem p = make_problem(dim, 4, form, see);
-          const double error = worst_error(p, run(*table, p, full_ring(p)));
-          worst = std::max(worst, error);
-          CHECK(error <= 2e-6);
-        }
+  const KernelTable& table = *testing::usable_levels().front();  // all of them have the same bits, see below
+  double worst = 0;
+  for (const Form form : kForms) {
+    for (const int64_t dim : {64, 256, 512}) {
+      for (const auto& see : {causal(0, 20), causal(700, 1), causal(500, 10), causal(1000, 3, 512)}) {
+        const Problem p = make_problem(dim, 4, form, see);
+        const double error = worst_error(p, run(table, p, full_ring(p)));
+        worst = std::max(worst, error);
+        CHECK(error <= 2e-6);
       }
     }
-    MESSAGE(std::string(table->name) << " attention: largest relative error " << worst);
   }
+  MESSAGE("attention: largest relative error ", worst);
 }
 
 // The contract, one row at a time and nothing shared.
@@ -360,6 +357,7 @@ TEST_CASE("attention has the same bits in every level and every grouping") {
         for (const int64_t per_round : {1, 2, 64})
           CHECK(same_bits(run(*table, p, full_ring(p), 1 << 20, 1 << 20, per_round), expected));
         for (const size_t tokens : {1, 3, 5, 16}) {
+          if (table == &scalar && tokens != 3) continue;  // slow, and what is expected comes from it
           for (int64_t heads = 1; heads <= c.heads; ++heads) {
             CAPTURE(tokens);
             CAPTURE(heads);
