@@ -117,6 +117,16 @@ def test_the_texts_are_six_categories() -> None:
         json.loads(line)
 
 
+def test_memory_is_what_was_planned(tiny_gemma4_path: Path) -> None:
+    from gemmule._bench.memory import measure_memory, memory_markdown
+
+    (row,) = measure_memory([str(tiny_gemma4_path)], [64], ["q8_0"], n_threads=1)
+    assert row["gm_kv_bytes"] == row["gm_planned_kv"] > 0
+    assert row["gm_peak_rss"] > row["gm_kv_bytes"]
+    assert "q8_0" in memory_markdown([row])
+
+
+@pytest.mark.slow
 def test_everything_in_one_command(tiny_gemma4_path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "report"
     options = ["-p", 32, "-n", 4, "-r", 2, "--threads", 1, "--no-first", "--no-drafting", "--force"]
@@ -165,6 +175,7 @@ def test_questions_need_a_model_that_sees_and_hears(tiny_gemma4_path: Path) -> N
     assert_one_line_error(done, 3)
 
 
+@pytest.mark.slow
 def test_the_roofline_is_kept(tmp_path: Path) -> None:
     from gemmule._bench.roofline import kept_roofline, measure_roofline
 
