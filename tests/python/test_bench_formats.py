@@ -79,7 +79,13 @@ def rows() -> list[dict[str, object]]:
     made = []
     for i, name in enumerate(("q8_0.gguf", "q4_k_m.gguf", "q2_k.gguf")):
         size = {"name": name, "model_size": (600 - 150 * i) * 10**6}
-        limit = {"gm_limit_ts": 60.0, "gm_weight_bytes": 6e8, "gm_cache_bytes": 1e6, "gm_macs": 5e8}
+        limit = {
+            "gm_limit_ts": 60.0,
+            "gm_weight_bytes": 6e8,
+            "gm_cache_bytes": 1e6,
+            "gm_macs": 5e8,
+            "gm_head_macs": 1e8,
+        }
         for depth in (0, 4096):
             made.append(speed_row(4.0 - i, n_gen=128, n_depth=depth, **size, **limit))
             made.append(

@@ -104,7 +104,9 @@ def draw_tokens(field: str, axes: Any, rows: Sequence[Row]) -> list[Row]:
         axes.plot([], [], color="black", lw=2, label="read bandwidth allows")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.12 * max(max(row["avg_ts"], row.get("gm_limit_ts", 0.0)) for row in used))
+    axes.set_xlim(
+        0, 1.12 * max(max(row["avg_ts"] + row["stddev_ts"], row.get("gm_limit_ts", 0.0)) for row in used)
+    )
     axes.set_xlabel("tokens per second (± standard deviation)")
     axes.set_title("Speed of prompts" if field == "n_prompt" else "Speed of single tokens")
     _legend(axes)
@@ -196,7 +198,7 @@ def draw_roofline(axes: Any, rows: Sequence[Row]) -> list[Row]:
     )
     peak = max(row["avg_ts"] * row["gm_macs"] / row["gm_prefill_efficiency"] for row in peaks) / 1e9
     knee = peak / bandwidth
-    low = min(row["gm_macs"] / row["gm_weight_bytes"] for row in used) / 4
+    low = min((row["gm_macs"] + row["gm_head_macs"]) / row["gm_weight_bytes"] for row in used) / 4
     axes.plot(
         [low, knee, knee * 30],
         [low * bandwidth, peak, peak],
@@ -205,8 +207,8 @@ def draw_roofline(axes: Any, rows: Sequence[Row]) -> list[Row]:
     )
     for row in used:
         n = row["n_prompt"] or 1
-        x = n * row["gm_macs"] / row["gm_weight_bytes"]
-        y = row["avg_ts"] * row["gm_macs"] / 1e9
+        macs = n * row["gm_macs"] + row["gm_head_macs"]  # only the last token of a prompt needs the head
+        x, y = macs / row["gm_weight_bytes"], macs * row["avg_ts"] / n / 1e9
         number = list(dict.fromkeys(map(_label, used))).index(_label(row))
         axes.plot(
             x,
@@ -267,7 +269,13 @@ def draw_drafting(axes: Any, rows: Sequence[Row]) -> list[Row]:
         for x, row in zip(at, mine, strict=True):
             if row.get("gm_draft_n"):
                 share = row["gm_draft_accepted"] / row["gm_draft_n"]
-                axes.annotate(f"{share:.0%} kept", (x, row["avg_ts"]), ha="center", va="bottom", fontsize=7)
+                axes.annotate(
+                    f"{share:.0%} kept",
+                    (x, row["avg_ts"] + row["stddev_ts"]),
+                    ha="center",
+                    va="bottom",
+                    fontsize=7,
+                )
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("tokens per second")
     axes.set_title("Drafting")

@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from gemmule._bench.record import Row
-from gemmule._errors import Error
+from gemmule._errors import DeviceError
 
 __all__ = ["BusyMachineError", "Watch", "describe", "other_load", "refuse_if_busy", "watch", "yardstick"]
 
 _MAX_LOAD = 0.10  # of the machine, by others, before a measurement begins
 
 
-class BusyMachineError(Error, RuntimeError):
+class BusyMachineError(DeviceError):
     """Somebody else uses the processor, so no time measured now would mean anything."""
 
 

@@ -36,9 +36,9 @@ class Roofline:
         """GB/s."""
         return self.best("read", threads)
 
-    def int8(self, threads: int) -> float:
-        """GMAC/s of the best multiply instruction."""
-        return self.best("int8", threads)
+    def arithmetic(self, threads: int, quantization: str) -> float:
+        """GMAC/s of the best multiply instruction: of floats for weights that are floats, else of bytes."""
+        return self.best("f32" if quantization in ("F32", "F16", "BF16") else "int8", threads)
 
     @classmethod
     def load(cls, path: Path) -> Roofline:

@@ -132,14 +132,18 @@ def _finished(base: Row, tests: list[_Series], work: Work, roofline: Roofline | 
         plain = not step and not row.get("gm_test")
         if roofline is not None and plain and base["gm_engine"] == "gemmule":
             threads = base["n_threads"]
-            bandwidth, peak = roofline.bandwidth(threads), roofline.int8(threads)
+            bandwidth, peak = (
+                roofline.bandwidth(threads),
+                roofline.arithmetic(threads, base["gm_quantization"]),
+            )
             if row["n_gen"] and not row["n_prompt"] and bandwidth:
                 row["gm_limit_ts"] = bandwidth * 1e9 / (work.weight_bytes + cache)
                 row["gm_decode_efficiency"] = row["avg_ts"] / row["gm_limit_ts"]
             elif row["n_prompt"] and not row["n_gen"] and peak:
                 row["gm_prefill_efficiency"] = work.prefill_share(row["avg_ts"], peak)
         if plain:
-            row |= {"gm_weight_bytes": work.weight_bytes, "gm_cache_bytes": cache, "gm_macs": work.macs}
+            row |= {"gm_weight_bytes": work.weight_bytes, "gm_cache_bytes": cache}
+            row |= {"gm_macs": work.macs, "gm_head_macs": work.head_macs}
         rows.append(row)
     return rows
 

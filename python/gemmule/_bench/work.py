@@ -18,15 +18,16 @@ __all__ = ["Work"]
 @dataclass(frozen=True, slots=True)
 class Work:
     """Of the dense text models. `weight_bytes`: read for one token; `macs`: of a prompt token, without the
-    head, which only the last one needs.
+    head, which only the last one needs: `head_macs`.
     """
 
     weight_bytes: int
     macs: int
+    head_macs: int
 
     @classmethod
     def of(cls, path: str) -> Work:
-        weight_bytes = macs = 0
+        weight_bytes = macs = head_macs = 0
         tensors = open_header(path).tensors()
         tied = not any(name == "output.weight" for name, *_ in tensors)
         for name, _, shape, _, size, *_ in tensors:
@@ -34,9 +35,11 @@ class Work:
             if name.startswith("per_layer_token_embd") or (embedding and not tied):
                 continue  # one row of it is read
             weight_bytes += size
-            if len(shape) == 2 and not embedding and name != "output.weight":
+            if embedding or name == "output.weight":
+                head_macs = math.prod(shape)
+            elif len(shape) == 2:
                 macs += math.prod(shape)
-        return cls(weight_bytes, macs)
+        return cls(weight_bytes, macs, head_macs)
 
     def decode_share(self, seconds: float, cache_bytes: float, gb_per_second: float) -> float:
         """Ed of a token that took so long."""
