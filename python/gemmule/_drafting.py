@@ -16,7 +16,7 @@ from gemmule._checks import whole
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["NO_DRAFTS", "DraftCounts", "DraftOption", "Drafts"]
+__all__ = ["DraftCounts", "DraftOption", "Drafts"]
 
 DraftOption: TypeAlias = bool | int | Literal["auto", "mtp", "lookup"]
 
@@ -28,17 +28,14 @@ _MANY_PASSES = 2048  # after which what was learnt is kept while the model is st
 class DraftCounts(NamedTuple):
     """Of one request: tokens run ahead, those that were then chosen, and the share of right ones by place."""
 
-    drafted: int
-    accepted: int
-    acceptance: tuple[float, ...]
+    drafted: int = 0
+    accepted: int = 0
+    acceptance: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, drafting: _core.Drafting) -> "DraftCounts":
         acceptance = tuple(right / reached for reached, right in drafting.by_place)
         return cls(drafting.n_drafted, drafting.n_accepted, acceptance)
-
-
-NO_DRAFTS = DraftCounts(0, 0, ())
 
 
 class Drafts:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemmule import _core
 from gemmule._cancel import turn
-from gemmule._drafting import NO_DRAFTS, DraftCounts
+from gemmule._drafting import DraftCounts
 from gemmule._errors import Cancelled, Error, GrammarError
 from gemmule._prompt import count_of
 from gemmule._request import Request
@@ -82,7 +82,7 @@ class Stream:
             )
         self._constraint: Constraint | None = None
         self._drafting: _core.Drafting | None = None
-        self._draft_counts = NO_DRAFTS
+        self._draft_counts = DraftCounts()
         self._forced: list[int] = []  # tokens that come next whatever the model would say
         self._pieces = self._run()
 
