@@ -5,10 +5,12 @@ drafts are scripted, each right with chance a; the drafter runs for what it cost
 pass of T rows, and c, a step of the drafter, in passes of one row; then tokens a second with k drafts and
 with as many as pay, beside what V and c predict. "lookup": the answer is a text with some of its words
 replaced behind a prompt that holds the text (editing), sentences of the prompt between new ones (quoting), or
-new text alone. Each way is measured in turns with the plain one; speeds are those of whole answers.
+new text alone. Each way is measured in turns with the plain one; speeds are those of whole answers. "chat": a
+model that has a drafter of its own answers questions of several kinds, greedily, with and without it.
 
 Usage: python benchmarks/engine/drafting.py steps MODEL.gguf [--drafter FILE] [--accept 0 0.7] [--json OUT]
        python benchmarks/engine/drafting.py lookup MODEL.gguf TEXT [--json OUT]
+       python benchmarks/engine/drafting.py chat MODEL.gguf [--json OUT]
 """
 
 from __future__ import annotations
@@ -196,12 +198,70 @@ def lookup(args: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows, "pass_times": runs.table.pass_times()}
 
 
+def get_weather(city: str) -> str:
+    """Get the weather of a city."""
+    return city
+
+
+def chat(args: argparse.Namespace) -> dict[str, Any]:
+    """The package's trained model knows these questions (python/gemmule/_demo)."""
+    import gemmule
+    from gemmule._demo import world
+
+    rng = np.random.default_rng(5)
+    pictures = [world.draw_scene(rng)[0] for _ in range(args.repeat)]
+    forms = [world.describe_figure(c, s).capitalize() for c in world.COLOURS for s in world.SHAPES]
+    kinds: dict[str, list[tuple[str, dict[str, Any]]]] = {
+        "text": [(q, {}) for q in ("Hello, who are you?", "What can you do?", "Tell me a joke.")],
+        "thinking": [("What is in the picture?", {"images": p, "think": True}) for p in pictures],
+        "image": [("What is in the picture?", {"images": p}) for p in pictures],
+        "tool call": [(f"What is the weather in {c}?", {"tools": [get_weather]}) for c in ("Oslo", "Lima")],
+        "JSON": [
+            ("Name the colour and the shape.", {"images": p, "schema": {"enum": forms}}) for p in pictures
+        ],
+    }
+    rows = []
+    print("| question | tokens | off, tok/s | drafter alone | auto | right drafts, by place |")
+    print("|---" * 6 + "|")
+    with gemmule.Model(args.model, n_ctx=1024, n_threads=args.threads) as model:
+        for kind, questions in kinds.items():
+            seconds = {False: 0.0, "mtp": 0.0, "auto": 0.0}
+            n_tokens, places = 0, []
+            for question, options in questions * 2:
+                texts = set()
+                for draft in seconds:
+                    reply = model.chat(
+                        question, temperature=0, max_tokens=args.tokens, draft=draft, **options
+                    )
+                    texts.add(reply.tokens)
+                    seconds[draft] += reply.timings.predicted_ms / 1e3
+                    if draft == "mtp":
+                        places.append(reply.timings.draft_acceptance)
+                if len(texts) != 1:
+                    raise RuntimeError(f"{question!r} has another answer with drafts")
+                n_tokens += len(reply.tokens)
+            by_place = [
+                statistics.mean(p[i] for p in places if len(p) > i) for i in range(max(map(len, places)))
+            ]
+            row = {
+                "kind": kind,
+                "n_tokens": n_tokens,
+                "seconds": list(seconds.values()),
+                "by_place": by_place,
+            }
+            rows.append(row)
+            rates = " | ".join(f"{n_tokens / each:.0f}" for each in seconds.values())
+            shares = " ".join(f"{share:.2f}" for share in by_place)
+            print(f"| {kind} | {n_tokens} | {rates} | {shares} |", flush=True)
+    return {"rows": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, n_tokens in (("steps", 32), ("lookup", 512)):
+    for name, n_tokens in (("steps", 32), ("lookup", 512), ("chat", 48)):
         command = commands.add_parser(name)
         command.add_argument("model", type=Path)
         command.add_argument("--threads", type=int, default=2)
@@ -211,13 +271,15 @@ def main() -> None:
         if name == "lookup":
             command.add_argument("text", type=Path)
             continue
+        if name == "chat":
+            continue
         command.add_argument("--drafter", type=Path)
         command.add_argument("--depth", type=int, default=128, help="tokens before the answer")
         command.add_argument("--rounds", type=int, default=7, help="of the measurement of V and c")
         command.add_argument("--accept", type=float, nargs="+", default=[0, 0.5, 0.6, 0.7, 0.8, 0.9])
         command.add_argument("--lengths", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6, 7])
     args = parser.parse_args()
-    found = {"steps": steps, "lookup": lookup}[args.command](args)
+    found = {"steps": steps, "lookup": lookup, "chat": chat}[args.command](args)
     if args.json:
         args.json.write_text(
             json.dumps({"model": args.model.name, "threads": args.threads, **found}, indent=1)
