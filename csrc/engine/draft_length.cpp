@@ -14,14 +14,13 @@ constexpr double kGain = 1.02;  // that drafting must promise
 
 }  // namespace
 
-// Moves the average to x and returns the factor by which it moved.
-double PassTimes::Average::take(double x) {
-  const double before = seconds;
+// Moves the average, or what was guessed in its place, to x and returns the factor by which it moved.
+double PassTimes::Average::take(double x, double guess) {
+  const double before = n == 0 ? guess : seconds;
   const double weight = std::max(0.1, 1.0 / static_cast<double>(n + 1));
   // One pass that waited for something else says little.
-  seconds = n == 0 ? x : before * std::pow(std::clamp(x / before, 0.5, 2.0), weight);
-  ++n;
-  return before > 0 ? seconds / before : 1;
+  seconds = before > 0 ? before * std::pow(std::clamp(x / before, 0.5, 2.0), weight) : x;
+  return n++ > 0 ? seconds / before : 1;
 }
 
 void PassTimes::ran(int64_t n_rows, double seconds) {
@@ -32,14 +31,14 @@ void PassTimes::ran(int64_t n_rows, double seconds) {
     draft_.seconds *= factor;
     is_relative_ = false;
   }
-  const double moved = std::sqrt(rows_[static_cast<size_t>(n_rows)].take(seconds));
+  const double moved = std::sqrt(rows_[static_cast<size_t>(n_rows)].take(seconds, this->seconds(n_rows)));
   // What slows one pass (a longer context, another program) slows the others too.
   for (size_t i = 0; i < rows_.size(); ++i)
     if (static_cast<int64_t>(i) != n_rows) rows_[i].seconds *= moved;
 }
 
 void PassTimes::drafted(double seconds) {
-  if (seconds > 0 && !is_relative_) draft_.take(seconds);
+  if (seconds > 0 && !is_relative_) draft_.take(seconds, 0);
 }
 
 // The measured number of rows next to n_rows, those above 1 first; 0: none.
@@ -82,7 +81,7 @@ void PassTimes::set_numbers(const std::array<double, kNumbers>& numbers) {
   is_relative_ = true;
   for (int64_t n = 1; n <= kMaxDrafts + 1; ++n) {
     const double x = numbers[static_cast<size_t>(n - 1)];
-    if (makes_sense(x) && x >= 1) rows_[static_cast<size_t>(n)] = {x, kTrust};
+    if (x >= 1 && x <= 2 * kPasses[n]) rows_[static_cast<size_t>(n)] = {x, kTrust};
   }
   if (makes_sense(numbers.back())) draft_ = {numbers.back(), kTrust};
   rows_[1] = {1, kTrust};

@@ -37,7 +37,7 @@ class PassTimes {
     double seconds = 0;
     int64_t n = 0;
 
-    double take(double x);
+    double take(double x, double guess);
   };
   double one_row() const;
   int64_t nearest(int64_t n_rows) const;

@@ -96,16 +96,21 @@ bool Drafting::is_end(int32_t token) const {
 }
 
 // Which source drafts how many tokens. Where none seem to pay a few are tried from time to time, and where
-// they do a pass goes without, so that a change is noticed and V(1) is known.
+// they do a pass goes without and one with a draft more, so that a change is noticed and their times are
+// known.
 Drafting::Source Drafting::choose(const DraftPlan& lookup, const DraftPlan& drafter, bool can_look_up,
-                                  bool can_ask, bool knows_plain, int64_t& length) {
+                                  bool can_ask, bool knows_plain, int64_t& length, bool& is_fixed) {
   const bool asks = drafter.length > 0 && (lookup.length == 0 || drafter.rate >= lookup.rate);
   length = asks ? drafter.length : lookup.length;
   if (options_.length > 0) return asks ? Source::Drafter : can_look_up ? Source::Lookup : Source::None;
   if (length > 0) {
     if (n_plain_ == 0) try_after_ = kTryAfter;
     n_plain_ = 0;
-    if (knows_plain && ++n_drafting_ < kPlainEvery) return asks ? Source::Drafter : Source::Lookup;
+    if (knows_plain && ++n_drafting_ < kPlainEvery) {
+      is_fixed = n_drafting_ == kPlainEvery / 2;
+      length += is_fixed;
+      return asks ? Source::Drafter : Source::Lookup;
+    }
     n_drafting_ = length = 0;
   } else if ((can_look_up || can_ask) && ++n_plain_ >= try_after_) {
     length = 1;
@@ -149,12 +154,13 @@ std::span<const int32_t> Drafting::propose(LoadedModel& model, std::span<const i
       by_lookup =
           best_length(std::vector(static_cast<size_t>(most), chances_.lookup[match.level].p), 0, 0, times);
   }
-  const bool is_sure = options_.length > 0 || (by_drafter.length == 0 && by_lookup.length == 0);
+  bool is_fixed = options_.length > 0 || (by_drafter.length == 0 && by_lookup.length == 0);
   int64_t length = 0;
-  source_ = choose(by_lookup, by_drafter, can_look_up, can_ask, times.is_measured(1), length);
+  source_ = choose(by_lookup, by_drafter, can_look_up, can_ask, times.is_measured(1), length, is_fixed);
+  length = std::min(length, most);
   if (source_ == Source::Lookup) look_up(timeline, match, length);
   if (source_ == Source::Drafter)
-    ask_drafter(model, timeline, hidden, kv, is_sure ? std::min(length, n_steps) : n_steps, is_sure, stop);
+    ask_drafter(model, timeline, hidden, kv, is_fixed ? std::min(length, n_steps) : n_steps, is_fixed, stop);
   counts_.drafted += static_cast<int64_t>(proposed_.size());
   return proposed_;
 }

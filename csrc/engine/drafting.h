@@ -97,7 +97,7 @@ class Drafting {
   bool is_scripted() const { return !options_.script.tokens.empty(); }
   bool is_end(int32_t token) const;
   Source choose(const DraftPlan& lookup, const DraftPlan& drafter, bool can_look_up, bool can_ask,
-                bool knows_plain, int64_t& length);
+                bool knows_plain, int64_t& length, bool& is_fixed);
   void look_up(std::span<const int32_t> timeline, const PromptLookup::Match& match, int64_t n);
   void ask_drafter(LoadedModel& model, std::span<const int32_t> timeline, std::span<const float> hidden,
                    const KvCache& kv, int64_t most, bool is_fixed, const StopToken* stop);

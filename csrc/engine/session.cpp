@@ -155,7 +155,7 @@ void Session::run_rows(const Piece& piece, const StopToken* stop, const Progress
     const Batch::Sequence sequence{0, n_rows, &kv_};
     const Batch batch{piece.tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(n_rows)),
                       positions_, std::span(&sequence, 1), step_media_};
-    will_write(pos, next, stop);
+    will_write(pos, piece.tokens.size() == 1 ? end_ahead(pos) : next, stop);
     model_->run(n_rows, stop, [&](Gemma4& gemma) {
       const Rows hidden = gemma.forward(batch, stop, tap);
       if (consume)
@@ -186,6 +186,7 @@ void Session::append_drafting(int32_t token, Drafting& drafting, int64_t most, c
   try {
     most = std::min({most, n_ctx() - n_tokens(), model_->n_ubatch() - 1});
     const auto drafts = drafting.propose(*model_, tokens_, last_row(hidden_), kv_, most, stop);
+    check_ids(drafts);
     forget_outputs();
     run_drafts(drafts, drafting, stop);
   } catch (...) {
@@ -203,7 +204,7 @@ void Session::run_drafts(std::span<const int32_t> drafts, Drafting& drafting, co
   positions_.resize(rows.size());
   std::iota(positions_.begin(), positions_.end(), pos);
   const Batch::Sequence sequence{0, n_rows, &kv_};
-  will_write(pos, pos + n_rows, stop);
+  will_write(pos, end_ahead(pos), stop);
   model_->run(n_rows, stop, [&](Gemma4& gemma) {
     const auto began = std::chrono::steady_clock::now();
     keep_outputs(gemma, gemma.forward({rows, positions_, std::span(&sequence, 1), {}}, stop, nullptr), pos);
@@ -217,8 +218,10 @@ void Session::run_drafts(std::span<const int32_t> drafts, Drafting& drafting, co
 bool Session::take_ahead(int32_t token) {
   if (row_ >= drafts_.size() || drafts_[row_] != token) return false;
   ++row_;
+  const int64_t pos = n_tokens();
   try {
-    require_finite(last_row(logits_), "logits", n_tokens());
+    will_write(pos, end_ahead(pos), nullptr);
+    require_finite(last_row(logits_), "logits", pos);
     tokens_.push_back(token);
   } catch (...) {
     forget_outputs();
@@ -282,6 +285,12 @@ void Session::go_back(int64_t pos, const StopToken* stop) {
     snapshots_.restore(kv_, n_stored_, stop);
   else
     kv_.clear();
+}
+
+// What a step of one token may store with drafts behind it. It claims as much without them: what a rewind
+// finds in the rings must not depend on how many tokens were drafted.
+int64_t Session::end_ahead(int64_t pos) const {
+  return std::min(n_ctx(), pos + std::min(kMaxDrafts + 1, model_->n_ubatch()));
 }
 
 void Session::will_write(int64_t pos, int64_t end, const StopToken* stop) {

@@ -116,6 +116,7 @@ class Session {
   void run_rows(const Piece& piece, const StopToken* stop, const Progress& progress, const Tap* tap,
                 const Consume& consume);
   void stored(int64_t end);
+  int64_t end_ahead(int64_t pos) const;
   void run_drafts(std::span<const int32_t> drafts, Drafting& drafting, const StopToken* stop);
   bool take_ahead(int32_t token);
   void keep_outputs(Gemma4& gemma, Rows hidden, int64_t position);

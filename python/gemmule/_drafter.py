@@ -8,9 +8,10 @@ from typing import Literal, TypeAlias
 
 from gemmule import _core
 from gemmule._checks import path_text
+from gemmule._errors import FormatError, UnsupportedError
 from gemmule._inspect import section_file
 
-__all__ = ["DrafterChoice", "drafter_of"]
+__all__ = ["DrafterChoice", "drafter_of", "load_drafter"]
 
 DrafterChoice: TypeAlias = str | os.PathLike[str] | Literal["auto", False] | None
 
@@ -27,6 +28,20 @@ def drafter_of(file: _core.GgufFile, drafter: DrafterChoice) -> _core.GgufFile |
     if drafter != "auto":
         return _core.GgufFile(path_text(drafter))
     return section_file(file, "drafter") or _beside(file)
+
+
+def load_drafter(model: _core.Model, file: _core.GgufFile | None, *, was_found: bool) -> _core.Drafter | None:
+    """The drafter, ready to run; None where nobody asked for the file that was found beside the model and it
+    turns out to be damaged.
+    """
+    if file is None:
+        return None
+    try:
+        return _core.Drafter(model, file)
+    except (FormatError, UnsupportedError):
+        if was_found and file.path != model.file.path:
+            return None
+        raise
 
 
 def _beside(file: _core.GgufFile) -> _core.GgufFile | None:

@@ -87,7 +87,7 @@ class Drafts:
         if self._table is None:
             self._table = _core.DraftTable()
             # Without it, or with one of another version, things are learnt again.
-            with contextlib.suppress(OSError, ValueError, TypeError):
+            with contextlib.suppress(OSError, ValueError, TypeError, LookupError, RuntimeError):
                 self._table.numbers = json.loads(self._path.read_bytes())["numbers"]
         return self._table
 
@@ -98,7 +98,7 @@ class Drafts:
             return
         self._n_kept = n
         numbers = [round(number, 5) for number in self._table.numbers]
-        with contextlib.suppress(OSError), atomic_write(self._path) as file:
+        with contextlib.suppress(OSError, RuntimeError), atomic_write(self._path) as file:  # no home folder
             file.write(json.dumps({"of": self._facts, "numbers": numbers}).encode())
 
     def close(self) -> None:

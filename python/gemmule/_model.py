@@ -2,6 +2,7 @@
 _stream.py and _chat/plan.py.
 """
 
+import dataclasses
 import os
 import threading
 import weakref
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from gemmule import _core
 from gemmule._cancel import cancelled_by
 from gemmule._checks import MAX_CONTEXT, MAX_THREADS, byte_size, kv_format, path_text, whole
-from gemmule._drafter import DrafterChoice, drafter_of
+from gemmule._drafter import DrafterChoice, drafter_of, load_drafter
 from gemmule._drafting import Drafts
 from gemmule._errors import Cancelled, DeviceError, Error
 from gemmule._inspect import info_of
@@ -107,7 +108,11 @@ class Model:
         self._media = MediaFrontEnd(file.path, embedders, self._tokenizer)
         self._suppress = list(core.suppress_tokens)
         self._isa, self._n_threads = core.isa, core.n_threads
-        self._drafts = Drafts(core, None if draft_file is None else _core.Drafter(core, draft_file))
+        loaded = load_drafter(core, draft_file, was_found=drafter == "auto")
+        if loaded is None and draft_file is not None:
+            total = self._plan.total - self._plan.drafter
+            self._plan = dataclasses.replace(self._plan, drafter=0, total=total)
+        self._drafts = Drafts(core, loaded)
         self._core = core
 
     # -- facts ---------------------------------------------------------------------------------------------

@@ -178,8 +178,8 @@ class Stream:
         self._parse_answer()
         if self._drafting is not None:  # which would keep the weights in memory
             self._draft_counts, self._drafting = DraftCounts.of(self._drafting), None
-            self._session.model._drafts.keep()
         self._session._stream_ended(self, close=self._owns_session)
+        self._session.model._drafts.keep()
         if self._on_end is not None and self._error is None:
             self._on_end(self._reply())
 

@@ -263,6 +263,17 @@ def test_a_drafter_of_another_model_is_passed_over_but_not_taken(folder: Path) -
     assert _open(folder).info.has_drafter
 
 
+def test_a_damaged_drafter_stops_only_who_asked_for_it(folder: Path) -> None:
+    damaged = folder / "mtp-tiny.gguf"
+    damaged.write_bytes(Path(_gguf(KINDS["12b"][1])).read_bytes().replace(b"nextn.pre_", b"nextn.qre_"))
+    with _open(folder) as model, _open(folder, drafter=False) as without:
+        assert not model.info.has_drafter
+        assert model.plan == without.plan
+        model.generate([2, 5, 6], max_tokens=2)
+    with pytest.raises(gemmule.FormatError, match="pre_projection"):
+        _open(folder, drafter=damaged)
+
+
 def test_of_several_drafters_the_one_with_the_name_is_taken(folder: Path) -> None:
     for name in ("mtp-a.gguf", "mtp-b.gguf"):
         shutil.copy(_gguf(KINDS["12b"][1]), folder / name)

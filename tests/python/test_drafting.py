@@ -275,10 +275,25 @@ def test_what_was_learnt_is_kept(
     assert json.loads(kept.read_text())["numbers"] == pytest.approx(numbers, abs=1e-4)
     with gemmule.Model(tiny_12b, n_ctx=256) as model:
         assert model._drafts.table.numbers == pytest.approx(numbers, abs=1e-4)
-    for nonsense in ("", "[]", '{"numbers": [1, 2]}', '{"numbers": "no"}', '{"numbers": null}'):
+    for nonsense in (
+        "",
+        "{}",
+        "[" * 100_000,
+        "[]",
+        '{"numbers": [1, 2]}',
+        '{"numbers": "no"}',
+        '{"numbers": null}',
+    ):
         kept.write_text(nonsense)
         with gemmule.Model(tiny_12b, n_ctx=256) as model:
             model.generate("x", max_tokens=3)
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("gemmule._drafting.cache_dir", homeless)
+    with gemmule.Model(tiny_12b, n_ctx=256) as model:
+        model.generate("x", max_tokens=100, draft=1, logit_bias=bias)
 
 
 @pytest.mark.slow

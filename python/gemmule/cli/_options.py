@@ -42,7 +42,7 @@ def draft_option(text: str) -> bool | int | str:
     """What --draft and /set draft take, as the library takes it."""
     if text == "off":
         return False
-    if text.isdigit() and int(text) <= 12:
+    if text.isascii() and text.isdigit() and len(text) < 3 and int(text) <= 12:
         return int(text)
     if text not in ("auto", "mtp", "lookup"):
         raise click.BadParameter(f"{text!r} is not auto, mtp, lookup, off, or a number up to 12")

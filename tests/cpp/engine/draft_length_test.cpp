@@ -74,6 +74,10 @@ TEST_CASE("one slow pass changes little") {
   PassTimes times = linear(0.2);
   times.ran(2, 100);
   CHECK(times.pass(2) < 1.4);
+  PassTimes fresh;
+  fresh.ran(1, 1);
+  fresh.ran(3, 14);  // the first of its kind
+  CHECK(fresh.pass(3) < 3);
 }
 
 TEST_CASE("kept numbers come back, whatever the machine's speed by then, and nonsense does not") {

@@ -227,3 +227,38 @@ TEST_CASE("what was learnt is kept in numbers") {
   CHECK_THROWS_AS(other.set_numbers(std::vector<double>(3)), std::invalid_argument);
   CHECK_THROWS_AS(by_lookup(kMaxDrafts + 1), std::invalid_argument);
 }
+
+TEST_CASE("how much a rewind has to read again does not depend on drafts") {
+  const auto model = load(kModels[0], {.n_threads = 1, .n_ubatch = 16});
+  constexpr size_t kFirst = 40, kEnd = 700;
+  const auto tokens = some_tokens(*model, kEnd);
+  for (const double accept : {0.0, 0.6, 1.0}) {
+    Session plain(model, kEnd + 100, DType::F16, 0), session(model, kEnd + 100, DType::F16, 0);
+    Drafting drafting = scripted(tokens, accept, 8);
+    for (Session* each : {&plain, &session}) each->append(std::span(tokens).first(kFirst), nullptr, {});
+    for (size_t i = kFirst; i < kEnd; ++i) {
+      plain.append({&tokens[i], 1}, nullptr, {});
+      session.append_drafting(tokens[i], drafting, kMost, nullptr);
+    }
+    for (int64_t n = kEnd - 1; n > 400; --n) {
+      Session a = plain.fork(), b = session.fork();
+      a.rewind(n);
+      b.rewind(n);
+      REQUIRE(a.n_ready() == b.n_ready());
+      n -= n % 7;
+    }
+  }
+}
+
+TEST_CASE("a draft that is no token is refused") {
+  const auto model = load(kModels[0], {.n_threads = 1, .n_ubatch = 16});
+  for (const int32_t wrong : {-5, std::numeric_limits<int32_t>::max()}) {
+    const std::vector<int32_t> script(30, wrong);
+    Session session(model, 64, DType::F16);
+    const auto tokens = some_tokens(*model, 9);
+    session.append(std::span(tokens).first(8), nullptr, {});
+    Drafting drafting = scripted(script, 1, 4);
+    CHECK_THROWS_AS(session.append_drafting(tokens[8], drafting, kMost, nullptr), std::invalid_argument);
+    CHECK(session.tokens().size() == 8);
+  }
+}
