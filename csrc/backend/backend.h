@@ -184,9 +184,10 @@ class Backend {
   virtual void softcap(Rows x, float cap) = 0;  // x = cap * tanh(x / cap)
 };
 
-// Opens the CPU backend. isa empty: the best level of this machine; n_threads 0: the physical cores.
+// Opens the CPU backend. isa empty: the best level of this machine; n_threads 0: the physical cores, of which
+// one-row steps use fewer where those are as fast; decode_threads are thought to be, 0: not known.
 // Throws DeviceError when the level cannot run here, std::invalid_argument for a number of threads out of
 // range.
-std::unique_ptr<Backend> open_cpu(const std::string& isa, int n_threads);
+std::unique_ptr<Backend> open_cpu(const std::string& isa, int n_threads, int decode_threads = 0);
 
 }  // namespace gemmule

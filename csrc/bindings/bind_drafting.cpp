@@ -8,6 +8,7 @@
 #include "bindings/gil.h"
 #include "bindings/locked_sampler.h"
 #include "bindings/locked_session.h"
+#include "bindings/mask.h"
 #include "bindings/module.h"
 #include "engine/drafting.h"
 #include "engine/loaded_drafter.h"
@@ -16,8 +17,6 @@ namespace py = pybind11;
 
 namespace gemmule {
 namespace {
-
-using Tokens = py::array_t<int32_t, py::array::c_style>;
 
 // One request's drafting, which is used with its session's lock held.
 std::unique_ptr<Drafting> make_drafting(std::shared_ptr<DraftTable> table, const LockedSampler& sampler,
@@ -31,9 +30,14 @@ std::unique_ptr<Drafting> make_drafting(std::shared_ptr<DraftTable> table, const
       std::move(table), std::move(drafter));
 }
 
-void append(Drafting& self, LockedSession& session, int32_t token, int64_t most, const StopToken* stop) {
+void append(Drafting& self, LockedSession& session, int32_t token, int64_t most,
+            const std::vector<int32_t>& expected, const std::optional<Mask>& mask, const StopToken* stop) {
+  std::vector<uint32_t> allowed = mask_words(mask, session.session.model().config().n_vocab);
   CallStop call(stop);
-  session.with([&](Session& s) { s.append_drafting(token, self, most, call.token()); });
+  session.with([&](Session& s) {
+    self.expect(expected, std::move(allowed));
+    s.append_drafting(token, self, most, call.token());
+  });
 }
 
 std::vector<std::pair<int64_t, int64_t>> by_place(const Drafting& self) {
@@ -49,7 +53,11 @@ std::vector<std::pair<int64_t, int64_t>> by_place(const Drafting& self) {
 void bind_drafting(py::module_& m) {
   py::class_<DraftTable, std::shared_ptr<DraftTable>>(
       m, "DraftTable", "What a model's requests have learnt about drafting: times of passes, chances.")
-      .def(py::init<>())
+      .def(py::init([](const std::vector<double>& passes) {
+             return std::make_shared<DraftTable>(passes.empty() ? PassTimes() : PassTimes(passes));
+           }),
+           py::arg("passes") = std::vector<double>(),
+           "passes: V(1), V(2), ... as they are on this machine, for passes that were never run.")
       .def_property_readonly("n_passes", &DraftTable::n_passes)
       .def_property("numbers", &DraftTable::numbers,
                     [](DraftTable& self, const std::vector<double>& numbers) { self.set_numbers(numbers); })
@@ -72,8 +80,12 @@ void bind_drafting(py::module_& m) {
            "length: how many tokens to draft; 0: as many as pay. script, for measuring: the tokens by "
            "position, of which each is drafted rightly with the chance `accept`.")
       .def("append", &append, py::arg("session"), py::arg("token"), py::kw_only(), py::arg("most"),
+           py::arg("expected") = std::vector<int32_t>(), py::arg("mask").noconvert() = py::none(),
            py::arg("stop") = nullptr,
-           "Run one token in a session, and in the same pass up to `most` that are expected behind it.")
+           "Run one token in a session, and in the same pass up to `most` that are expected behind it. "
+           "expected: what comes next in all likelihood, if that is known. mask: which tokens may come next, "
+           "as `sample` takes it.")
+      .def_property_readonly("has_drafter", &Drafting::has_drafter)
       .def_property_readonly("n_drafted", [](const Drafting& self) { return self.counts().drafted; })
       .def_property_readonly("n_accepted", [](const Drafting& self) { return self.counts().accepted; })
       .def_property_readonly("by_place", &by_place,

@@ -28,15 +28,15 @@ Packing packing_of(const std::string& name) {
 }
 
 std::shared_ptr<LoadedModel> load_model(std::shared_ptr<GgufFile> file, int n_threads, const std::string& isa,
-                                        int64_t n_ubatch, const std::string& packing) {
-  const LoadOptions options{n_threads, isa, n_ubatch, packing_of(packing)};
+                                        int64_t n_ubatch, const std::string& packing, int decode_threads) {
+  const LoadOptions options{n_threads, isa, n_ubatch, packing_of(packing), decode_threads};
   const py::gil_scoped_release nogil;
   return std::make_shared<LoadedModel>(std::move(file), options);
 }
 
 std::shared_ptr<LoadedModel> open_model(const std::string& path, int n_threads, const std::string& isa,
-                                        int64_t n_ubatch, const std::string& packing) {
-  const LoadOptions options{n_threads, isa, n_ubatch, packing_of(packing)};
+                                        int64_t n_ubatch, const std::string& packing, int decode_threads) {
+  const LoadOptions options{n_threads, isa, n_ubatch, packing_of(packing), decode_threads};
   const py::gil_scoped_release nogil;
   return std::make_shared<LoadedModel>(GgufFile::open(path), options);
 }
@@ -111,9 +111,11 @@ void bind_model(py::module_& m) {
 
   py::class_<LoadedModel, std::shared_ptr<LoadedModel>>(m, "Model", "A loaded model; sessions share it.")
       .def(py::init(&open_model), py::arg("path"), py::kw_only(), py::arg("n_threads") = 0,
-           py::arg("isa") = "", py::arg("n_ubatch") = 256, py::arg("packing") = "auto")
+           py::arg("isa") = "", py::arg("n_ubatch") = 256, py::arg("packing") = "auto",
+           py::arg("decode_threads") = 0)
       .def(py::init(&load_model), py::arg("file").none(false), py::kw_only(), py::arg("n_threads") = 0,
-           py::arg("isa") = "", py::arg("n_ubatch") = 256, py::arg("packing") = "auto")
+           py::arg("isa") = "", py::arg("n_ubatch") = 256, py::arg("packing") = "auto",
+           py::arg("decode_threads") = 0)
       .def_property_readonly(
           "file",
           [](const LoadedModel& model) { return std::const_pointer_cast<GgufFile>(model.shared_file()); })

@@ -14,6 +14,7 @@
 #include "bindings/gil.h"
 #include "bindings/locked_sampler.h"
 #include "bindings/locked_session.h"
+#include "bindings/mask.h"
 #include "bindings/module.h"
 #include "core/error.h"
 #include "core/owned_mutex.h"
@@ -27,7 +28,6 @@ namespace {
 
 using Tokens = py::array_t<int32_t, py::array::c_style>;
 using Floats = py::array_t<float, py::array::c_style>;
-using Mask = py::array_t<uint32_t, py::array::c_style>;
 // (first row, vectors [n, d_model], whether the rows see each other)
 using Media = std::vector<std::tuple<int64_t, Floats, bool>>;
 
@@ -271,13 +271,7 @@ Floats logits(LockedSession& self, const StopToken* stop) {
 
 py::tuple sample(LockedSession& self, LockedSampler& sampler, int64_t n_prompt,
                  const std::optional<Mask>& mask, const StopToken* stop) {
-  std::vector<uint32_t> allowed;
-  if (mask) {
-    const int64_t n_words = (self.session.model().config().n_vocab + 31) / 32;
-    if (mask->ndim() != 1 || mask->size() != n_words)
-      throw std::invalid_argument(cat("mask must have the shape [", n_words, "], a bit for every token"));
-    allowed.assign(mask->data(), mask->data() + mask->size());
-  }
+  const std::vector<uint32_t> allowed = mask_words(mask, self.session.model().config().n_vocab);
   CallStop call(stop);
   const Sampled result = self.with([&](Session& s) {
     s.logits(call.token());

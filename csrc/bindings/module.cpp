@@ -110,11 +110,11 @@ py::dict cpu_info() {
   return info;
 }
 
-py::list roofline(int n_threads, const std::string& path) {
+py::list roofline(int n_threads, const std::string& path, int64_t n_bytes) {
   std::vector<RooflineResult> results;
   {
     const py::gil_scoped_release release;
-    results = measure_roofline(n_threads, path);
+    results = measure_roofline(n_threads, path, n_bytes);
   }
   py::list out;
   for (const RooflineResult& result : results) {
@@ -160,6 +160,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("cpu_info", &gemmule::cpu_info,
         "Instruction-set levels of this build and what this machine can run.");
   m.def("measure_roofline", &gemmule::roofline, py::arg("n_threads") = 0, py::arg("path") = "",
-        "What this machine can do: clock, read bandwidth, arithmetic peaks, the cost of a barrier.");
+        py::arg("n_bytes") = gemmule::kRooflineBytes,
+        "What this machine can do: clock, read bandwidth, arithmetic peaks, the cost of a barrier, V(T).");
   m.def("build_info", &gemmule::build_info, "Version, build type and compiler of the extension.");
 }

@@ -93,6 +93,13 @@ void MappedFile::release(const uint8_t* begin, int64_t n_bytes) const noexcept {
   if (from < to) ::madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
 }
 
+void MappedFile::use_small_pages() const noexcept {
+#ifdef MADV_NOHUGEPAGE
+  ::madvise(const_cast<uint8_t*>(data_), static_cast<size_t>(size_), MADV_NOHUGEPAGE);
+  release(data_, size_);  // also what is mapped already
+#endif
+}
+
 void MappedFile::check_not_truncated() const {
   struct stat info {};
   if (::fstat(fd_, &info) != 0)

@@ -21,6 +21,9 @@ class MappedFile {
   // Gives the memory of the whole pages inside [begin, begin + n_bytes) back to the system. They are read
   // from the file again when somebody touches them.
   void release(const uint8_t* begin, int64_t n_bytes) const noexcept;
+  // For files of which parts are released: no huge page, which would come back whole, 2 MB, for any byte of
+  // it.
+  void use_small_pages() const noexcept;
 
   // Throws FormatError when the file on disk has become shorter than the mapping: reading on would raise
   // SIGBUS.

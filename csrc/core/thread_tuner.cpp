@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 namespace gemmule {
 namespace {
@@ -26,7 +27,7 @@ void ThreadTuner::took(double seconds) {
     if (++step_ < pause_) return;
     passed_ = n_threads_;
     time_all_ = fastest_ = kNever;
-    try_fewer();
+    likely_ > 0 ? compare_with(likely_) : try_fewer();
     return;
   }
   double& best = step_ % 2 == 0 ? time_all_ : time_trial_;
@@ -35,12 +36,13 @@ void ThreadTuner::took(double seconds) {
   ++step_;
   const bool hopeless = step_ % 2 == 0 && time_trial_ > kHopeless * fastest_;
   if (!hopeless && step_ < 2 * kPairs) return;
-  if (time_trial_ <= kFastEnough * fastest_) {
-    passed_ = trial_;
-    if (passed_ > 1) {
-      try_fewer();
-      return;
-    }
+  const bool is_fast = time_trial_ <= kFastEnough * fastest_;
+  const bool was_likely = std::exchange(likely_, 0) > 0;
+  if (is_fast) passed_ = trial_;
+  // Where the likely number is slow, the search begins as any other.
+  if ((is_fast || was_likely) && passed_ > 1) {
+    try_fewer();
+    return;
   }
   chosen_ = passed_;
   trial_ = 0;
@@ -48,8 +50,8 @@ void ThreadTuner::took(double seconds) {
   pause_ = kBetweenSearches;
 }
 
-void ThreadTuner::try_fewer() {
-  trial_ = passed_ > 4 ? passed_ * 3 / 4 : passed_ - 1;
+void ThreadTuner::compare_with(int trial) {
+  trial_ = trial;
   time_trial_ = kNever;
   step_ = 0;
 }

@@ -9,7 +9,12 @@ namespace gemmule {
 
 class ThreadTuner {
  public:
-  explicit ThreadTuner(int n_threads) : n_threads_(n_threads), chosen_(n_threads), passed_(n_threads) {}
+  // likely: a number that is thought to be the one, with which it begins; 0: none is.
+  explicit ThreadTuner(int n_threads, int likely = 0)
+      : n_threads_(n_threads),
+        likely_(likely > 0 && likely < n_threads ? likely : 0),
+        chosen_(likely_ > 0 ? likely_ : n_threads),
+        passed_(n_threads) {}
 
   int n_threads() const { return n_threads_; }
   // Threads to use for the next one-row step.
@@ -18,9 +23,11 @@ class ThreadTuner {
   void took(double seconds);
 
  private:
-  void try_fewer();
+  void compare_with(int trial);
+  void try_fewer() { compare_with(passed_ > 4 ? passed_ * 3 / 4 : passed_ - 1); }
 
   int n_threads_;
+  int likely_;          // until the first search has tried it; then 0
   int chosen_;          // by the last search
   int passed_;          // fewest that is fast enough, so far in this search
   int trial_ = 0;       // compared with all threads, step by step in turn; 0: no search

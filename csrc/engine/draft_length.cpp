@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
+
+#include "core/error.h"
 
 namespace gemmule {
 namespace {
@@ -13,6 +16,21 @@ constexpr double kDraft = 0.06;
 constexpr double kGain = 1.02;  // that drafting must promise
 
 }  // namespace
+
+PassTimes::PassTimes() { std::copy(std::begin(kPasses), std::end(kPasses), guesses_.begin()); }
+
+PassTimes::PassTimes(std::span<const double> guesses) : guesses_{0, 1} {
+  // For what is not a product (attention, norms, sampling) a row costs at least so much; it also keeps apart
+  // what `pass` divides by.
+  constexpr double kRow = 0.03, kMost = 100;
+  if (guesses.size() != guesses_.size() - 1)
+    throw std::invalid_argument(
+        cat("guesses of passes are ", guesses_.size() - 1, " numbers, not ", guesses.size()));
+  for (size_t n = 2; n < guesses_.size(); ++n) {
+    const double least = guesses_[n - 1] + kRow, x = guesses[n - 1];
+    guesses_[n] = x > least && x < kMost ? x : least;
+  }
+}
 
 // Moves the average, or what was guessed in its place, to x and returns the factor by which it moved.
 double PassTimes::Average::take(double x, double guess) {
@@ -51,15 +69,15 @@ int64_t PassTimes::nearest(int64_t n_rows) const {
 
 double PassTimes::one_row() const {
   const int64_t n = is_measured(1) ? 1 : nearest(1);
-  return n == 0 ? 0 : rows_[static_cast<size_t>(n)].seconds / kPasses[n];
+  return n == 0 ? 0 : rows_[static_cast<size_t>(n)].seconds / guess(n);
 }
 
 double PassTimes::pass(int64_t n_rows) const {
   if (n_rows == 1) return 1;
   const int64_t n = nearest(n_rows);
-  if (n < 2) return kPasses[n_rows];
+  if (n < 2) return guess(n_rows);
   const double known = std::max(1.0, rows_[static_cast<size_t>(n)].seconds / one_row());
-  return 1 + (known - 1) * (kPasses[n_rows] - 1) / (kPasses[n] - 1);
+  return 1 + (known - 1) * (guess(n_rows) - 1) / (guess(n) - 1);
 }
 
 double PassTimes::draft() const {
@@ -77,7 +95,8 @@ std::array<double, PassTimes::kNumbers> PassTimes::numbers() const {
 void PassTimes::set_numbers(const std::array<double, kNumbers>& numbers) {
   constexpr int64_t kTrust = 4;  // measurements that a kept number counts for
   const auto makes_sense = [](double x) { return x > 0 && x < 100; };
-  *this = {};
+  rows_ = {};
+  draft_ = {};
   is_relative_ = true;
   for (int64_t n = 1; n <= kMaxDrafts + 1; ++n) {
     const double x = numbers[static_cast<size_t>(n - 1)];

@@ -14,9 +14,13 @@ inline constexpr int64_t kMaxDrafts = 12;       // in one pass; the drafter's ar
 inline constexpr int64_t kMaxDrafterSteps = 8;  // in one round
 
 // What passes of 1 to kMaxDrafts + 1 rows take, and a step of the drafter. Rows that were never run are
-// guessed from the nearest ones that were, and those from a table.
+// guessed: from the nearest ones that were, else as they are.
 class PassTimes {
  public:
+  PassTimes();  // guesses of two cores with AVX2
+  // guesses: V(1), ... V(kMaxDrafts + 1). Throws std::invalid_argument for another number of them.
+  explicit PassTimes(std::span<const double> guesses);
+
   void ran(int64_t n_rows, double seconds);
   void drafted(double seconds);
 
@@ -41,8 +45,10 @@ class PassTimes {
   };
   double one_row() const;
   int64_t nearest(int64_t n_rows) const;
+  double guess(int64_t n_rows) const { return guesses_[static_cast<size_t>(n_rows)]; }
 
-  std::array<Average, kMaxDrafts + 2> rows_;  // by number of rows
+  std::array<double, kMaxDrafts + 2> guesses_;  // V by number of rows
+  std::array<Average, kMaxDrafts + 2> rows_;    // likewise
   Average draft_;
   bool is_relative_ = false;  // `seconds` are passes of one row, until something runs
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "core/error.h"
 #include "engine/loaded_drafter.h"
@@ -125,6 +126,11 @@ Drafting::Source Drafting::choose(const DraftPlan& lookup, const DraftPlan& draf
   return can_look_up ? Source::Lookup : Source::None;
 }
 
+void Drafting::expect(std::vector<int32_t> next, std::vector<uint32_t> allowed) {
+  expected_ = std::move(next);
+  allowed_ = std::move(allowed);
+}
+
 std::span<const int32_t> Drafting::propose(LoadedModel& model, std::span<const int32_t> timeline,
                                            std::span<const float> hidden, const KvCache& kv, int64_t most,
                                            const StopToken* stop) {
@@ -134,6 +140,8 @@ std::span<const int32_t> Drafting::propose(LoadedModel& model, std::span<const i
   proposed_.clear();
   n_seen_ = 0;
   source_ = Source::None;
+  const auto expected = std::exchange(expected_, {});
+  const auto allowed = std::exchange(allowed_, {});
   PromptLookup::Match match;
   if (options_.lookup && !is_scripted()) match = lookup_.find(timeline);
   most = std::min(most, kMaxDrafts);
@@ -142,6 +150,7 @@ std::span<const int32_t> Drafting::propose(LoadedModel& model, std::span<const i
   const bool can_look_up = match.next > 0, can_ask = is_scripted() || (drafter_ && !hidden.empty());
   const int64_t n_steps = std::min(most, kMaxDrafterSteps);
   const PassTimes times = table_->times();
+  if (!is_scripted() && take_expected(expected, most, times)) return proposed_;
   DraftPlan by_lookup, by_drafter;
   if (options_.length > 0) {
     if (can_ask)
@@ -160,9 +169,26 @@ std::span<const int32_t> Drafting::propose(LoadedModel& model, std::span<const i
   length = std::min(length, most);
   if (source_ == Source::Lookup) look_up(timeline, match, length);
   if (source_ == Source::Drafter)
-    ask_drafter(model, timeline, hidden, kv, is_fixed ? std::min(length, n_steps) : n_steps, is_fixed, stop);
+    ask_drafter(model, timeline, hidden, kv, allowed, is_fixed ? std::min(length, n_steps) : n_steps,
+                is_fixed, stop);
   counts_.drafted += static_cast<int64_t>(proposed_.size());
   return proposed_;
+}
+
+// Whether what the caller expects is drafted: nearly always right, it is more than others could promise.
+bool Drafting::take_expected(std::span<const int32_t> expected, int64_t most, const PassTimes& times) {
+  const auto end = std::find_if(expected.begin(), expected.end(), [this](int32_t t) { return is_end(t); });
+  const int64_t n = std::min(most, static_cast<int64_t>(end - expected.begin()));
+  if (n < 1) return false;
+  const std::vector chances(static_cast<size_t>(n), expected_right_.p);
+  const int64_t length =
+      options_.length > 0 ? std::min(options_.length, n) : best_length(chances, 0, 0, times).length;
+  if (length == 0) return false;
+  source_ = Source::Caller;
+  proposed_.assign(expected.begin(), expected.begin() + length);
+  for (const int32_t token : proposed_) round_.push_back({token, 0});
+  counts_.drafted += length;
+  return true;
 }
 
 // What is not run is expected all the same: whether it would have been right costs nothing to see.
@@ -184,7 +210,8 @@ std::vector<double> Drafting::chances(int64_t n) const {
 }
 
 void Drafting::ask_drafter(LoadedModel& model, std::span<const int32_t> timeline,
-                           std::span<const float> hidden, const KvCache& kv, int64_t most, bool is_fixed,
+                           std::span<const float> hidden, const KvCache& kv,
+                           std::span<const uint32_t> allowed, int64_t most, bool is_fixed,
                            const StopToken* stop) {
   const auto position = static_cast<int64_t>(timeline.size()) - 1;
   const PassTimes times = table_->times();
@@ -200,7 +227,7 @@ void Drafting::ask_drafter(LoadedModel& model, std::span<const int32_t> timeline
       if (drafter_ && !hidden.empty()) {
         const Drafter::Step step = drafter_->drafter().step(history_.back(), hidden, position, kv);
         hidden = step.hidden;
-        if (!pick(step.logits, draft)) break;
+        if (!pick(step.logits, round_.empty() ? allowed : std::span<const uint32_t>(), draft)) break;
         table_->drafted(seconds_since(began));
       }
       if (is_scripted()) {
@@ -218,15 +245,17 @@ void Drafting::ask_drafter(LoadedModel& model, std::span<const int32_t> timeline
 
 // Draws as the request does, with the noise of the same position, so that the two mostly agree. False: the
 // drafter's logits are of no use.
-bool Drafting::pick(std::span<const float> logits, Draft& draft) {
+bool Drafting::pick(std::span<const float> logits, std::span<const uint32_t> allowed, Draft& draft) {
   bool finite = true;
   best_.clear();
   collect_top({logits, {}, {}}, 2, best_, finite);
   keep_best(best_, 2);
   try {
-    draft.token =
-        sampler_.sample(logits, history_, options_.n_prompt, static_cast<int64_t>(history_.size())).token;
+    const auto position = static_cast<int64_t>(history_.size());
+    draft.token = sampler_.sample(logits, history_, options_.n_prompt, position, allowed).token;
   } catch (const Error&) {  // not finite, or all that it would draft is forbidden
+    return false;
+  } catch (const std::invalid_argument&) {  // nothing is allowed
     return false;
   }
   draft.level = best_.size() < 2 ? 0 : DraftChances::gap_level(best_[0].logit - best_[1].logit);
@@ -253,8 +282,12 @@ void Drafting::saw(int32_t token) {
       if (!is_scripted()) chances.gap[draft.level].saw(right);
     }
   };
-  note(chances_);
-  table_->learn(note);
+  if (source_ == Source::Caller) {
+    expected_right_.saw(right);
+  } else {
+    note(chances_);
+    table_->learn(note);
+  }
   if (n_seen_ < proposed_.size()) {
     ++counts_.reached[n_seen_];
     counts_.right[n_seen_] += right;

@@ -1,7 +1,8 @@
 // What a request expects its next tokens to be, so that a session can run them ahead in one pass. A wrong
 // guess costs time only: the caller still chooses every token from the model's own logits, and a session uses
 // a row it ran ahead only where the token of that row was chosen. Guesses come from the drafter, whose logits
-// go through the same sampler with the same noise, or from what the timeline said before.
+// go through the same sampler with the same noise, from what the timeline said before, or from the caller,
+// whose grammar may leave no choice.
 #pragma once
 
 #include <array>
@@ -26,6 +27,9 @@ class LoadedModel;
 class DraftTable {
  public:
   static constexpr size_t kNumbers = PassTimes::kNumbers + 3 + kMaxDrafterSteps + 5;
+
+  DraftTable() = default;
+  explicit DraftTable(PassTimes times) : times_(times) {}  // guesses of passes until some were run
 
   // To be kept between runs; kNumbers numbers, of which those that make no sense are not taken.
   std::vector<double> numbers() const;
@@ -75,6 +79,9 @@ class Drafting {
   // drafter: null for none. Throws std::invalid_argument for a length out of range.
   Drafting(DraftOptions options, std::shared_ptr<DraftTable> table, std::shared_ptr<LoadedDrafter> drafter);
 
+  // What the caller knows of the tokens behind the one that is about to run, for the next call of `propose`:
+  // those that come next in all likelihood, and, as Sampler::sample takes it, which one the first may be.
+  void expect(std::vector<int32_t> next, std::vector<uint32_t> allowed);
   // The tokens to run behind the last one of `timeline`, which is about to run: `most` at most. hidden: the
   // final hidden state before that token; empty: not known. Valid until the next call.
   std::span<const int32_t> propose(LoadedModel& model, std::span<const int32_t> timeline,
@@ -86,22 +93,25 @@ class Drafting {
   void saw(int32_t token);
 
   const DraftCounts& counts() const { return counts_; }
+  bool has_drafter() const { return drafter_ != nullptr; }
 
  private:
   struct Draft {
     int32_t token = 0;
     size_t level = 0;  // of the chance it had, in the table of its source
   };
-  enum class Source { None, Lookup, Drafter };
+  enum class Source { None, Lookup, Drafter, Caller };
 
   bool is_scripted() const { return !options_.script.tokens.empty(); }
   bool is_end(int32_t token) const;
   Source choose(const DraftPlan& lookup, const DraftPlan& drafter, bool can_look_up, bool can_ask,
                 bool knows_plain, int64_t& length, bool& is_fixed);
+  bool take_expected(std::span<const int32_t> expected, int64_t most, const PassTimes& times);
   void look_up(std::span<const int32_t> timeline, const PromptLookup::Match& match, int64_t n);
   void ask_drafter(LoadedModel& model, std::span<const int32_t> timeline, std::span<const float> hidden,
-                   const KvCache& kv, int64_t most, bool is_fixed, const StopToken* stop);
-  bool pick(std::span<const float> logits, Draft& draft);
+                   const KvCache& kv, std::span<const uint32_t> allowed, int64_t most, bool is_fixed,
+                   const StopToken* stop);
+  bool pick(std::span<const float> logits, std::span<const uint32_t> allowed, Draft& draft);
   int32_t scripted(size_t position, int64_t n_vocab) const;
   std::vector<double> chances(int64_t n) const;
 
@@ -119,6 +129,9 @@ class Drafting {
   std::vector<int32_t> proposed_;  // tokens at its front that are run
   std::vector<int32_t> history_;   // the timeline and the drafts of a round
   std::vector<Candidate> best_;
+  std::vector<int32_t> expected_;  // by the caller
+  std::vector<uint32_t> allowed_;
+  Chance expected_right_{0.95, 0};
   int64_t n_plain_ = 0;     // passes without drafts since an attempt
   int64_t try_after_ = 64;  // of them, for the next attempt
   int64_t n_drafting_ = 0;  // passes with drafts since a plain one

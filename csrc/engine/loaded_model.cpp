@@ -29,7 +29,7 @@ void check_ubatch(int64_t n_ubatch) {
 LoadedModel::LoadedModel(std::shared_ptr<const GgufFile> file, const LoadOptions& options)
     : file_(std::move(file)),
       config_(Config::from_gguf(*file_)),
-      backend_(open_cpu(options.isa, options.n_threads)),
+      backend_(open_cpu(options.isa, options.n_threads, options.decode_threads)),
       weights_(Weights::bind(*file_, config_, *backend_)),
       n_ubatch_(checked_ubatch(config_, options.n_ubatch)),
       packing_(options.packing),
@@ -56,6 +56,7 @@ void LoadedModel::allow_packing(const std::shared_ptr<const GgufFile>& file,
   for (const Tensor& w : matrices) n_bytes += w.size_bytes();
   const bool always = packing_ == Packing::Always;
   if (!always && !fits(n_bytes)) return;
+  file->file().use_small_pages();
   backend_->allow_repacking(
       matrices, {[fits, always](int64_t wanted) { return always || fits(wanted); },
                  [file](const uint8_t* begin, int64_t size) { file->file().release(begin, size); }});

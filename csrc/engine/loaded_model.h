@@ -23,6 +23,7 @@ struct LoadOptions {
   std::string isa;         // empty: the best level this machine can run
   int64_t n_ubatch = 256;  // rows of one step at most
   Packing packing = Packing::Auto;
+  int decode_threads = 0;  // that are likely to be enough for one-row steps; 0: not known
 };
 inline constexpr int64_t kMaxUbatch = 4096;
 inline constexpr int64_t kLogitRows = 16;  // rows of logits held at a time: 16 MB at Gemma's vocabulary

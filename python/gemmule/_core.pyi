@@ -112,6 +112,7 @@ class Model:
         isa: str = "",
         n_ubatch: typing.SupportsInt | typing.SupportsIndex = 256,
         packing: str = "auto",
+        decode_threads: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
     @typing.overload
     def __init__(
@@ -122,6 +123,7 @@ class Model:
         isa: str = "",
         n_ubatch: typing.SupportsInt | typing.SupportsIndex = 256,
         packing: str = "auto",
+        decode_threads: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
     def load_session(
         self,
@@ -357,7 +359,11 @@ class Drafter:
 class DraftTable:
     """What a model's requests have learnt about drafting: times of passes, chances."""
 
-    def __init__(self) -> None: ...
+    def __init__(
+        self, passes: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = ...
+    ) -> None:
+        """passes: V(1), V(2), ... as they are on this machine, for passes that were never run."""
+
     def pass_times(self) -> dict[int, float]:
         """Seconds of a pass by its rows, of those that were run."""
 
@@ -395,14 +401,18 @@ class Drafting:
         token: typing.SupportsInt | typing.SupportsIndex,
         *,
         most: typing.SupportsInt | typing.SupportsIndex,
+        expected: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = ...,
+        mask: numpy.typing.NDArray[numpy.uint32] | None = None,
         stop: StopToken | None = None,
     ) -> None:
-        """Run one token in a session, and in the same pass up to `most` that are expected behind it."""
+        """Run one token in a session, and in the same pass up to `most` that are expected behind it. expected: what comes next in all likelihood, if that is known. mask: which tokens may come next, as `sample` takes it."""
 
     @property
     def by_place(self) -> list[tuple[int, int]]:
         """(times the draft at that place of a round was reached, times it was right)."""
 
+    @property
+    def has_drafter(self) -> bool: ...
     @property
     def n_accepted(self) -> int: ...
     @property
@@ -482,9 +492,11 @@ def image_memory(
     """Bytes that an image of n_rows tokens needs beside steps of text."""
 
 def measure_roofline(
-    n_threads: typing.SupportsInt | typing.SupportsIndex = 0, path: str = ""
+    n_threads: typing.SupportsInt | typing.SupportsIndex = 0,
+    path: str = "",
+    n_bytes: typing.SupportsInt | typing.SupportsIndex = 268435456,
 ) -> list[typing.Any]:
-    """What this machine can do: clock, read bandwidth, arithmetic peaks, the cost of a barrier."""
+    """What this machine can do: clock, read bandwidth, arithmetic peaks, the cost of a barrier, V(T)."""
 
 def memory_plan(
     file: GgufFile,

@@ -56,12 +56,14 @@ int64_t CpuBackend::job_rows(const Tensor& w, int64_t n_tokens) const {
   return std::max(kGroupRows, wanted / multiple * multiple);
 }
 
-std::unique_ptr<Backend> open_cpu(const std::string& isa, int n_threads) {
+std::unique_ptr<Backend> open_cpu(const std::string& isa, int n_threads, int decode_threads) {
   if (n_threads < 0 || n_threads > kMaxThreads)
     throw std::invalid_argument(
         cat("n_threads is ", n_threads, "; choose 1 to ", kMaxThreads, ", or 0 for all cores"));
   const KernelTable& kernels = select_kernels(detect_cpu_features(), isa);
-  return std::make_unique<CpuBackend>(kernels, n_threads > 0 ? n_threads : physical_cores(), n_threads == 0);
+  if (n_threads > 0) return std::make_unique<CpuBackend>(kernels, n_threads);
+  const int n_cores = physical_cores();
+  return std::make_unique<CpuBackend>(kernels, n_cores, ThreadTuner(n_cores, decode_threads));
 }
 
 void CpuBackend::begin_step(int64_t n_rows) {

@@ -20,9 +20,9 @@ namespace gemmule {
 
 class CpuBackend final : public Backend {
  public:
-  // choose_fewer: one-row steps may use fewer threads, where those are as fast (thread_tuner.h).
-  CpuBackend(const KernelTable& kernels, int n_threads, bool choose_fewer = false)
-      : kernels_(kernels), pool_(n_threads), tuner_(choose_fewer ? n_threads : 1) {}
+  // tuner: says how many threads one-row steps use; that of one thread: all of them.
+  CpuBackend(const KernelTable& kernels, int n_threads, ThreadTuner tuner = ThreadTuner(1))
+      : kernels_(kernels), pool_(n_threads), tuner_(tuner) {}
 
   const char* isa() const override { return kernels_.name; }
   int n_threads() const override { return pool_.n_threads(); }

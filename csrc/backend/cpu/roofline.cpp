@@ -7,24 +7,33 @@
 #include <utility>
 
 #include "backend/cpu/cpu_features.h"
+#include "backend/cpu/kernel_select.h"
 #include "backend/cpu/peaks.h"
 #include "backend/cpu/read_memory.h"
+#include "backend/cpu/roofline_product.h"
+#include "core/error.h"
 #include "core/mapped_file.h"
 #include "core/thread_pool.h"
+#include "quant/packed.h"
 
 namespace gemmule {
 
 namespace {
 
 using bench::kReadWays;
+using bench::Matrix;
 using bench::Pages;
 using bench::PageSize;
+using bench::Pass;
 using bench::Peak;
 using bench::ReadWay;
 using bench::thread_seconds;
 using bench::wall_seconds;
 
-constexpr size_t kReadBytes = size_t{256} << 20;
+constexpr int64_t kLeastBytes = 1 << 19;
+constexpr DType kFormats[] = {DType::Q8_0, DType::Q4_0, DType::Q4_K, DType::Q6_K};
+constexpr int64_t kColumns = 3840;
+constexpr int64_t kMostTokens = 13;  // a token and the most that are drafted in one pass
 
 double clock_ghz() {
   double best = 0;
@@ -112,9 +121,31 @@ RooflineResult empty_run(int n_threads) {
   return {"empty run of the thread pool", n_threads, 1e9 * best, "ns", ""};
 }
 
+// V(1), V(2), ... of a format: what a pass of so many tokens takes, by the time of one of a single token.
+void passes(const KernelTable& kernels, DType dtype, const Pages& weights, ThreadPool& pool,
+            std::vector<RooflineResult>& results) {
+  const auto panel_bytes = static_cast<size_t>(row_bytes(dtype, kColumns) * kPanelRows);
+  const auto n_panels = static_cast<int64_t>(weights.size() / panel_bytes);
+  const Matrix matrix{kernels, dtype, true, n_panels * kPanelRows, kColumns, weights.data()};
+  if (!matrix.has_kernel()) return;
+  std::vector<Pass> all;
+  for (int64_t n = 1; n <= kMostTokens; ++n) all.emplace_back(matrix, n, pool);
+  std::vector<double> best(all.size(), 1e9);
+  for (int round = 0; round < 4; ++round)  // in turns, so that all see the same machine
+    for (size_t i = 0; i < all.size(); ++i) best[i] = std::min(best[i], all[i].seconds());
+  for (size_t i = 0; i < best.size(); ++i) {
+    char note[64];
+    std::snprintf(note, sizeof note, "%s, %.2f GB/s of weights", kernels.name,
+                  1e-9 * static_cast<double>(matrix.rows * matrix.row_bytes()) / best[i]);
+    results.push_back(
+        {cat("V(", i + 1, ") ", dtype_name(dtype)), pool.n_threads(), best[i] / best[0], "x", note});
+  }
+}
+
 }  // namespace
 
-std::vector<RooflineResult> measure_roofline(int n_threads, const std::string& path) {
+std::vector<RooflineResult> measure_roofline(int n_threads, const std::string& path, int64_t n_bytes) {
+  const auto size = static_cast<size_t>(std::max(n_bytes, kLeastBytes) / 4096 * 4096);
   const int most = n_threads > 0 ? n_threads : physical_cores();
   std::vector<int> counts;
   for (int n = 1; n < most; n *= 2) counts.push_back(n);
@@ -127,15 +158,22 @@ std::vector<RooflineResult> measure_roofline(int n_threads, const std::string& p
   }
   for (const int n : counts)
     if (n > 1) results.push_back(empty_run(n));
-  for (const auto& [name, page_size] :
-       {std::pair{"4 KB pages", PageSize::Small}, {"huge pages", PageSize::Huge}}) {
-    const Pages memory(kReadBytes, page_size);
-    for (const int n : counts) results.push_back(bandwidth(name, n, memory.data(), memory.size()));
+  {
+    const Pages memory(size, PageSize::Small);
+    for (const int n : counts) results.push_back(bandwidth("4 KB pages", n, memory.data(), size));
+  }
+  {
+    Pages memory(size, PageSize::Huge);
+    for (const int n : counts) results.push_back(bandwidth("huge pages", n, memory.data(), size));
+    bench::fill_weights(memory.data(), size);
+    const KernelTable& kernels = select_kernels(detect_cpu_features(), "");
+    ThreadPool pool(most);
+    for (const DType dtype : kFormats) passes(kernels, dtype, memory, pool, results);
   }
   if (!path.empty()) {
     const MappedFile file(path);
-    const size_t size = std::min(static_cast<size_t>(file.size()) / 4096 * 4096, kReadBytes);
-    for (const int n : counts) results.push_back(bandwidth("mapped file", n, file.data(), size));
+    const size_t n_read = std::min(static_cast<size_t>(file.size()) / 4096 * 4096, size);
+    for (const int n : counts) results.push_back(bandwidth("mapped file", n, file.data(), n_read));
   }
   return results;
 }

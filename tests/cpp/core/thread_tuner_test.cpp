@@ -52,3 +52,22 @@ TEST_CASE("one thread is never tuned") {
   CHECK(settle(
             tuner, [](int) { return 1.0; }, 5000) == 1);
 }
+
+TEST_CASE("the tuner begins with the number that is likely, and finds the right one all the same") {
+  for (const int likely : {1, 3, 5, 12}) {
+    ThreadTuner tuner(16, likely);
+    CHECK(tuner.next() == likely);
+    CHECK(settle(
+              tuner, [](int n) { return 1.0 / std::min(n, 3); }, 300) == 3);
+  }
+  for (const int unlikely : {0, 16, 99}) CHECK(ThreadTuner(16, unlikely).next() == 16);
+  const auto steps = [](ThreadTuner tuner) {  // until it has settled
+    int last = 0;
+    for (int i = 0; i < 300; ++i) {
+      if (tuner.next() != 3) last = i;
+      tuner.took(1.0 / std::min(tuner.next(), 3));
+    }
+    return last;
+  };
+  CHECK(steps(ThreadTuner(16, 3)) < steps(ThreadTuner(16)));
+}

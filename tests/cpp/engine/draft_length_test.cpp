@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <random>
+#include <stdexcept>
 
 using namespace gemmule;
 
@@ -97,6 +98,36 @@ TEST_CASE("kept numbers come back, whatever the machine's speed by then, and non
   other.set_numbers(bad);
   for (int64_t n = 1; n <= kMaxDrafts + 1; ++n) CHECK(other.pass(n) == guessed.pass(n));
   CHECK(other.draft() == guessed.draft());
+}
+
+TEST_CASE("guesses stand in for what was never run, and measurements take their place") {
+  std::vector<double> flat(kMaxDrafts + 1);
+  for (size_t i = 0; i < flat.size(); ++i) flat[i] = 1 + 0.05 * static_cast<double>(i);
+  PassTimes times(flat);
+  CHECK(times.pass(5) == doctest::Approx(1.2));
+  CHECK(PassTimes().pass(5) > 1.5);
+  const std::vector<double> chances(8, 0.7);
+  CHECK(best_length(chances, 0, 0.05, times).length > best_length(chances, 0, 0.05, PassTimes()).length);
+  times.set_numbers(linear(0.4).numbers());
+  CHECK(times.pass(5) == doctest::Approx(2.6).epsilon(0.02));
+  times.set_numbers({});
+  times.ran(1, 2);
+  for (int i = 0; i < 100; ++i) times.ran(3, 2.6);
+  CHECK(times.pass(3) == doctest::Approx(1.3).epsilon(0.05));
+  CHECK(times.pass(5) == doctest::Approx(1.6).epsilon(0.1));  // in the shape of the guesses
+}
+
+TEST_CASE("guesses that make no sense are not taken") {
+  std::vector<double> bad(kMaxDrafts + 1, 1);
+  bad[2] = std::nan("");
+  bad[4] = -3;
+  bad[6] = 1e300;
+  const PassTimes times(bad);
+  for (int64_t n = 2; n <= kMaxDrafts + 1; ++n) {
+    CHECK(times.pass(n) > times.pass(n - 1));
+    CHECK(times.pass(n) < 2);
+  }
+  CHECK_THROWS_AS(PassTimes(std::vector<double>(3, 1)), std::invalid_argument);
 }
 
 TEST_CASE("a chance follows what happens") {

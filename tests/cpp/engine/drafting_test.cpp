@@ -16,11 +16,12 @@ namespace {
 constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
 
 // Drafts that are right with a chance of `accept`.
-Drafting scripted(std::span<const int32_t> tokens, double accept, int64_t length, uint64_t seed = 1) {
+Drafting scripted(std::span<const int32_t> tokens, double accept, int64_t length, uint64_t seed = 1,
+                  const PassTimes& times = PassTimes()) {
   DraftOptions options;
   options.length = length;
   options.script = {{tokens.begin(), tokens.end()}, accept, seed};
-  return Drafting(options, std::make_shared<DraftTable>(), nullptr);
+  return Drafting(options, std::make_shared<DraftTable>(times), nullptr);
 }
 
 Drafting by_lookup(int64_t length = 0) {
@@ -94,6 +95,33 @@ TEST_CASE("what was said before is expected again") {
   }
   CHECK(drafting.counts().accepted > 60);
   CHECK(drafting.counts().accepted > drafting.counts().drafted * 8 / 10);
+}
+
+TEST_CASE("what the caller expects is run ahead, rightly or wrongly expected, but once and no ends") {
+  const auto model = load(kModels[1]);
+  const auto tokens = some_tokens(*model, 40);
+  Session plain(model, 64, DType::F16), session(model, 64, DType::F16);
+  const auto expected = plain_logits(plain, tokens);
+  DraftOptions options;
+  options.lookup = false;
+  options.ends = {tokens[39]};
+  Drafting drafting(options, std::make_shared<DraftTable>(), nullptr);
+  const auto append = [&](size_t i, std::vector<int32_t> next) {
+    drafting.expect(std::move(next), {});
+    session.append_drafting(tokens[i], drafting, kMost, nullptr);
+    CHECK(same_bits(session.logits(), expected[i]));
+    return std::pair(drafting.counts().drafted, drafting.counts().accepted);
+  };
+  using Counts = std::pair<int64_t, int64_t>;
+  CHECK(append(0, {tokens[1], tokens[2]}) == Counts(2, 0));
+  CHECK(append(1, {tokens[2]}) == Counts(2, 1));  // that one has run
+  CHECK(append(2, {}) == Counts(2, 2));
+  CHECK(append(3, {tokens[5]}) == Counts(3, 2));  // wrongly expected
+  CHECK(append(4, {}) == Counts(3, 2));
+  for (size_t i = 5; i < 38; ++i) append(i, {tokens.begin() + static_cast<int64_t>(i) + 1, tokens.end()});
+  const int64_t before = drafting.counts().drafted;
+  CHECK(drafting.counts().accepted >= 12);
+  CHECK(append(38, {tokens[39], tokens[0]}).first == before);  // an end
 }
 
 TEST_CASE("nothing is run beyond the context, the caller's limit or an end") {
@@ -171,11 +199,11 @@ namespace {
 
 // Tokens in the time of a one-row pass, where drafts are right with a chance of `accept`, a pass of T rows
 // takes 1 + slope * (T - 1) with some noise, and nothing is computed.
-double simulated_rate(const std::shared_ptr<LoadedModel>& model, double accept, double slope,
-                      int64_t length) {
-  const auto tokens = some_tokens(*model, 3000);
+double simulated_rate(const std::shared_ptr<LoadedModel>& model, double accept, double slope, int64_t length,
+                      int64_t n_tokens = 3000, const PassTimes& times = PassTimes(), uint64_t seed = 1) {
+  const auto tokens = some_tokens(*model, n_tokens);
   const KvCache kv(model->config(), 16, DType::F16, 1);
-  Drafting drafting = scripted(tokens, accept, length);
+  Drafting drafting = scripted(tokens, accept, length, seed, times);
   std::vector<int32_t> timeline, ahead;
   size_t n_ahead = 0;
   double seconds = 0;
@@ -212,6 +240,21 @@ TEST_CASE("as many drafts as pay: never much slower than none, nearly as fast as
       CHECK(rate > 0.98);
       CHECK(rate > 0.9 * best);
     }
+  }
+}
+
+TEST_CASE(
+    "with the right guesses of passes the first tokens come faster, where drafting pays and where not") {
+  const auto model = load(kModels[0]);
+  for (const auto& [slope, accept] : {std::pair{0.03, 0.95}, {1.0, 0.3}}) {
+    std::vector<double> guesses;
+    for (int64_t n = 0; n <= kMaxDrafts; ++n) guesses.push_back(1 + slope * static_cast<double>(n));
+    double guessed = 0, table = 0;
+    for (uint64_t seed = 1; seed <= 20; ++seed) {
+      guessed += simulated_rate(model, accept, slope, 0, 48, PassTimes(guesses), seed);
+      table += simulated_rate(model, accept, slope, 0, 48, PassTimes(), seed);
+    }
+    CHECK(guessed > 1.01 * table);
   }
 }
 
