@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-__all__ = ["atomic_write", "cache_dir"]
+__all__ = ["atomic_write", "cache_dir", "public_write"]
 
 
 def cache_dir() -> Path:
@@ -43,3 +43,17 @@ def atomic_write(target: Path) -> Iterator[IO[bytes]]:
             temporary.close()
             path.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def public_write(target: Path) -> Iterator[IO[bytes]]:
+    """The same, with the permissions that a plain write would leave: for files that others may read."""
+    if target.exists():
+        mode = target.stat().st_mode & 0o777
+    else:
+        mask = os.umask(0)
+        os.umask(mask)
+        mode = 0o666 & ~mask
+    with atomic_write(target) as out:
+        yield out
+        Path(out.name).chmod(mode)

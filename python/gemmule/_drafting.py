@@ -7,11 +7,14 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from gemmule import _core
 from gemmule._cache import atomic_write, cache_dir
 from gemmule._checks import whole
+from gemmule._inspect import weights_read
+from gemmule._roofline import Roofline
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,8 +44,9 @@ class DraftCounts(NamedTuple):
 class Drafts:
     """What the requests of one model share."""
 
-    def __init__(self, model: _core.Model, drafter: _core.Drafter | None) -> None:
+    def __init__(self, model: _core.Model, drafter: _core.Drafter | None, roofline: Roofline) -> None:
         self.drafter = drafter
+        self._guess = partial(_passes, model.file, model.n_threads, roofline)
         self._facts = [
             model.architecture, model.name, model.n_params, model.weight_bytes, model.isa, model.n_threads,
             0 if drafter is None else drafter.weight_bytes, platform.node(), platform.machine(),
@@ -83,9 +87,9 @@ class Drafts:
 
     @property
     def table(self) -> _core.DraftTable:
-        """Times and chances, first those of the last run."""
+        """Times and chances: of the last run; before the first one, passes of this machine's roofline."""
         if self._table is None:
-            self._table = _core.DraftTable()
+            self._table = _core.DraftTable(self._guess())
             # Without it, or with one of another version, things are learnt again.
             with contextlib.suppress(OSError, ValueError, TypeError, LookupError, RuntimeError):
                 self._table.numbers = json.loads(self._path.read_bytes())["numbers"]
@@ -110,3 +114,10 @@ class Drafts:
     def _path(self) -> "Path":
         name = hashlib.sha256(json.dumps(self._facts).encode()).hexdigest()[:32]
         return cache_dir() / "draft" / f"{name}.json"
+
+
+def _passes(file: _core.GgufFile, n_threads: int, roofline: Roofline) -> list[float]:
+    """V(1), V(2), ... of this machine; empty where they were not measured."""
+    # The tokens of a pass use different experts, so what it reads grows with them: not what was measured.
+    has_experts = any("_exps." in name for name, *_ in file.tensors())
+    return [] if has_experts else roofline.passes(weights_read(file), n_threads, _MOST + 1)

@@ -22,6 +22,7 @@ __all__ = [
     "modalities_of",
     "open_header",
     "section_file",
+    "weights_read",
 ]
 
 Header = _core.GgufFile
@@ -105,6 +106,29 @@ def modalities_of(mmproj: _core.GgufFile | None) -> tuple[str, ...]:
         if mmproj is not None and key in keys and mmproj.get(key) is True:
             kinds.append(kind)
     return tuple(kinds)
+
+
+def weights_read(file: _core.GgufFile) -> dict[str, int]:
+    """Bytes that one token reads, by type: all but tables of which it takes a row, and experts it does not
+    use.
+    """
+    keys = set(file.keys())
+    architecture = file.get("general.architecture") if "general.architecture" in keys else ""
+
+    def number(name: str) -> int:
+        key = f"{architecture}.{name}"
+        value = file.get(key) if key in keys else 0
+        return value if isinstance(value, int) else 0
+
+    n_experts, n_used = number("expert_count"), number("expert_used_count")
+    tensors = file.tensors()
+    tied = not any(name == "output.weight" for name, *_ in tensors)
+    n_bytes: Counter[str] = Counter()
+    for name, kind, _, _, size, *_ in tensors:
+        if name.startswith("per_layer_token_embd") or (name.startswith("token_embd") and not tied):
+            continue
+        n_bytes[kind] += size * n_used // n_experts if "_exps." in name and n_experts > 0 else size
+    return dict(n_bytes)
 
 
 def info_of(

@@ -24,6 +24,7 @@ from gemmule._media.embedder import MediaFrontEnd, open_mmproj
 from gemmule._plan import ContextSize, Room, SnapshotLimit, checked_context, choose_plan, snapshot_bytes
 from gemmule._prompt import EMPTY, Prompt, PromptLike, Span, build_prompt
 from gemmule._request import ChatOptions, GenerateOptions, Progress, Request, check_callbacks
+from gemmule._roofline import Roofline, kept_roofline
 from gemmule._sampling import SamplingParams
 from gemmule._score import Windows, score_windows
 from gemmule._session import Session, check_options
@@ -103,7 +104,11 @@ class Model:
         self._room = Room(file, self._plan, limit)
         self._adapts = n_ctx == "auto"
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        core = _core.Model(file, n_threads=wanted or 0, isa=chosen_isa, packing=packing)
+        roofline = kept_roofline() or Roofline(())
+        core = _core.Model(
+            file, n_threads=wanted or 0, isa=chosen_isa, packing=packing,
+            decode_threads=roofline.decode_threads(),
+        )  # fmt: skip
         self._tokenizer = Tokenizer(file)
         self._media = MediaFrontEnd(file.path, embedders, self._tokenizer)
         self._suppress = list(core.suppress_tokens)
@@ -112,7 +117,7 @@ class Model:
         if loaded is None and draft_file is not None:
             total = self._plan.total - self._plan.drafter
             self._plan = dataclasses.replace(self._plan, drafter=0, total=total)
-        self._drafts = Drafts(core, loaded)
+        self._drafts = Drafts(core, loaded, roofline)
         self._core = core
 
     # -- facts ---------------------------------------------------------------------------------------------
@@ -316,12 +321,7 @@ class Model:
         """`generate` without blocking the event loop; cancelling the task stops the engine."""
         from gemmule._chat.async_stream import run
 
-        def start(cancel: _core.StopToken) -> Stream:
-            wanted: GenerateOptions = {**options, "cancel": cancel}
-            running: Stream = self.generate(prompt, stream=True, **wanted)
-            return running
-
-        return await run(start, options.get("cancel"), stream)
+        return await run(self.generate, prompt, options, stream)
 
     async def achat(
         self, messages: Any, *, stream: bool = False, **options: Unpack[ChatOptions]
@@ -329,12 +329,7 @@ class Model:
         """`chat` without blocking the event loop; cancelling the task stops the engine."""
         from gemmule._chat.async_stream import run
 
-        def start(cancel: _core.StopToken) -> Stream:
-            wanted: ChatOptions = {**options, "cancel": cancel}
-            running: Stream = self.chat(messages, stream=True, **wanted)
-            return running
-
-        return await run(start, options.get("cancel"), stream)
+        return await run(self.chat, messages, options, stream)
 
     def render(self, messages: Any, **options: Unpack[ChatOptions]) -> Prompt:
         """The exact prompt of a chat request: text, token ids, tokens of each modality. Takes the options of

@@ -207,9 +207,7 @@ class Room:
     file: _core.GgufFile
     plan: MemoryPlan
     memory_limit: int | None
-    image_rows: int = (
-        280  # of the largest image so far, at least of one of the usual detail, which is planned
-    )
+    image_rows: int = 280  # of the largest image so far; one of the usual detail is in the plan
 
     def kv(self, n_ctx: int, kv_type: str) -> int:
         """Bytes of keys and values of a session."""

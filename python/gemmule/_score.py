@@ -75,7 +75,7 @@ def score_windows(
     return Score(tuple(tokens), tuple(flat.tolist()), len(tokens), value, error, windows.size, tuple(tops))
 
 
-def perplexity(logprobs: NDArray[np.float32]) -> tuple[float, float]:
+def perplexity(logprobs: NDArray[np.floating[Any]]) -> tuple[float, float]:
     """exp(mean nll) and its standard error, perplexity * sqrt(var(nll) / (n - 1))."""
     n = len(logprobs)
     if not n:

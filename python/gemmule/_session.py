@@ -7,7 +7,7 @@ it is not run again.
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
@@ -375,8 +375,18 @@ class Session:
             self._timeline += new.tokens
             self._n_pending = 0
 
-    def _follow(self, drafting: _core.Drafting | None, most: int, stop: _core.StopToken) -> None:
-        """Runs the token that was sampled last, and with it up to `most` that are expected behind it."""
+    def _follow(
+        self,
+        drafting: _core.Drafting | None,
+        most: int,
+        stop: _core.StopToken,
+        *,
+        expected: Sequence[int] = (),
+        mask: NDArray[np.uint32] | None = None,
+    ) -> None:
+        """Runs the token that was sampled last, and with it up to `most` drafts: `expected`, or by a drafter
+        that knows the `mask` of the first.
+        """
         with self._model._lock:
             if drafting is None or self._n_pending != 1:
                 self._advance(None, stop, None)
@@ -384,7 +394,9 @@ class Session:
             self._idle()
             self._busy = True
             try:
-                drafting.append(self._engine(), self._timeline[-1], most=most, stop=stop)
+                drafting.append(
+                    self._engine(), self._timeline[-1], most=most, expected=expected, mask=mask, stop=stop
+                )
             finally:
                 self._busy = False
             self._n_pending = 0

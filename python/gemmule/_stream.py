@@ -8,7 +8,7 @@ follows it. In a chat a parser sorts them into thinking, text and tool calls.
 import inspect
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemmule import _core
@@ -21,7 +21,7 @@ from gemmule._stop import StopMatcher
 from gemmule._types import Delta, Reply, Timings, TokenLogprob, Usage, context_warnings
 
 if TYPE_CHECKING:
-    from gemmule._chat.constraint import Constraint
+    from gemmule._chat.constraint import Constraint, Mask
     from gemmule._chat.messages import ToolCall
     from gemmule._chat.parser import Event
     from gemmule._session import Session
@@ -227,6 +227,8 @@ class Stream:
         ends = session.model.tokenizer.eos_ids
         n_prompt = self._n_before + len(request.prompt)
         self._drafting = session.model._drafts.start(request.draft, sampler, n_prompt, ends)
+        if self._constraint is not None:
+            self._constraint.looks_ahead = self._drafting is not None
         # The last token is never run. One more than fits may be sampled where nobody can go on from it.
         room = session.n_ctx - session.n_tokens + self._owns_session
         while len(self._tokens) < room and not self._is_full():
@@ -277,8 +279,9 @@ class Stream:
         session = self._session
         if session._n_pending:
             # The last token of an answer is not run, so a draft that would be it need not be either.
-            most = min(room - len(self._tokens), self._left()) - 1
-            session._follow(self._drafting, int(most), self._stop)
+            most = int(min(room - len(self._tokens), self._left()) - 1)
+            expected, mask = self._foresight()
+            session._follow(self._drafting, most, self._stop, expected=expected, mask=mask)
             self._n_steps += 1
         logprob, top = 0.0, list[tuple[int, float]]()
         if self._forced:
@@ -303,6 +306,15 @@ class Stream:
         if self._request.n_logprobs is not None:
             self._logprobs.append(self._logprob(token, logprob, top[: self._request.n_logprobs]))
         return token
+
+    def _foresight(self) -> "tuple[Sequence[int], Mask | None]":
+        """What is known of the tokens behind the one that runs next: those that are as good as certain, and
+        for a drafter what may be the first of them.
+        """
+        constraint = self._constraint
+        if self._forced or constraint is None or self._drafting is None:
+            return self._forced, None
+        return constraint.expected, constraint.mask() if self._drafting.has_drafter else None
 
     # -- from tokens to pieces -----------------------------------------------------------------------------
 

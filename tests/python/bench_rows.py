@@ -45,7 +45,8 @@ def quality_row(kl: float, *, seed: int = 0, windows: int = 16, loss: float = 3.
         "gm_ppl": float(np.exp(losses.mean())), "gm_ppl_error": 0.1, "gm_kl_mean": float(kls.mean()),
         "gm_kl_mean_error": 0.05 * kl, "gm_kl_median": kl / 2, "gm_kl_median_error": 0.02 * kl,
         "gm_kl_99": 5 * kl, "gm_kl_99_error": 0.3 * kl, "gm_kl_999": 9 * kl, "gm_kl_999_error": kl,
-        "gm_same_top": 0.9, "gm_same_top_error": 0.01, "gm_dp_rms": 0.05, "gm_dp_rms_error": 0.001,
+        "gm_same_top": 0.9, "gm_same_top_error": 0.01, "gm_ln_ppl_ratio": kl / 3,
+        "gm_ln_ppl_ratio_error": kl / 9, "gm_dp_rms": 0.05, "gm_dp_rms_error": 0.001,
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,10 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMMULE_CACHE_DIR", str(tmp_path / "cache"))
 
 
-def test_speed_of_two_files_in_turns(tiny_gemma3_path: Path, tiny_gemma4_path: Path) -> None:
+def test_speed_of_two_files_in_turns(
+    tiny_gemma3_path: Path, tiny_gemma4_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemmule._bench.speed._TRIES", 1)
     order: list[str] = []
     plan = SpeedPlan((32,), (4,), (0, 16), steps=(1, 2), drafting=False, rounds=2)
     subjects = [Subject(str(path), n_threads=1) for path in (tiny_gemma3_path, tiny_gemma4_path)]
@@ -42,7 +46,7 @@ def test_speed_of_two_files_in_turns(tiny_gemma3_path: Path, tiny_gemma4_path: P
 
 
 def test_efficiencies_are_shares_of_the_roof(tiny_gemma4_path: Path) -> None:
-    from gemmule._bench.roofline import Roofline
+    from gemmule._roofline import Roofline
 
     results = [("read 4 KB pages", 1.0, "GB/s"), ("read huge pages", 2.0, "GB/s"), ("f32 a", 3.0, "GMAC/s")]
     roof = Roofline(
@@ -92,6 +96,35 @@ def test_a_file_does_not_differ_from_itself(tiny_gemma4_path: Path) -> None:
         assert row["gm_same_top"] == 1
         assert row["gm_dp_rms"] == 0
         assert row["gm_ln_ppl_ratio"] == 0
+
+
+def test_texts_too_short_to_score(tiny_gemma4_path: Path) -> None:
+    from gemmule._bench.quality_report import quality_markdown
+
+    subject = Subject(str(tiny_gemma4_path))
+    with pytest.raises(gemmule.FormatError, match="'nothing' is empty"):
+        measure_quality([subject], QualityPlan((Text("nothing", ""),)))
+    (row,) = measure_quality([subject], QualityPlan((Text("one", "a"),)), reference=subject)
+    assert row["gm_positions"] == 1
+    assert row["gm_ppl_error"] is None  # of one position nothing is known
+    assert " ± ?" in quality_markdown([row])
+
+
+def test_drafting_that_changes_the_answer_is_an_error() -> None:
+    from types import SimpleNamespace
+
+    from gemmule._bench.drafting import drafting_tests
+
+    timings = SimpleNamespace(
+        predicted_ms=1.0, predicted_n=2, draft_n=1, draft_n_accepted=1, draft_acceptance=1.0
+    )
+    answers = iter([[1, 2], [1, 3]])
+    model: Any = SimpleNamespace(
+        tokenizer=SimpleNamespace(eos_ids=[0]),
+        generate=lambda *_, **__: SimpleNamespace(timings=timings, tokens=next(answers)),
+    )
+    with pytest.raises(gemmule.Error, match="drafting changed the tokens"):
+        drafting_tests(model, 2)
 
 
 def test_divergence_by_hand() -> None:
@@ -168,6 +201,24 @@ def test_compare_fails_where_it_should(tmp_path: Path) -> None:
 def test_bad_numbers_are_refused(tiny_gemma3_path: Path) -> None:
     assert_one_line_error(command("bench", "speed", tiny_gemma3_path, "-p", "1,x"), 2)
     assert_one_line_error(command("bench", "speed", "no-such.gguf"), 3)
+    assert_one_line_error(command("bench", "speed", tiny_gemma3_path, "--kv", "f17", "--force", "-r", 1), 2)
+
+
+def test_what_is_not_asked_for_is_not_measured(tiny_gemma3_path: Path) -> None:
+    options = ["-p", 0, "-n", 0, "--no-first", "--no-drafting", "-r", 1, "--force", "--format", "jsonl"]
+    done = command("bench", "speed", tiny_gemma3_path, *options)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["gm_test"] for line in done.stdout.splitlines()] == ["load and first token"]
+
+
+def test_texts_are_told_apart_and_in_utf_8(tmp_path: Path) -> None:
+    for folder, content in (("a", b"one"), ("b", b"\xff")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.txt").write_bytes(content)
+    with pytest.raises(ValueError, match="one name"):
+        load_texts([tmp_path / "a" / "x.txt", tmp_path / "b" / "x.txt"])
+    with pytest.raises(gemmule.FormatError, match="UTF-8"):
+        load_texts([tmp_path / "b" / "x.txt"])
 
 
 def test_questions_need_a_model_that_sees_and_hears(tiny_gemma4_path: Path) -> None:
@@ -177,7 +228,7 @@ def test_questions_need_a_model_that_sees_and_hears(tiny_gemma4_path: Path) -> N
 
 @pytest.mark.slow
 def test_the_roofline_is_kept(tmp_path: Path) -> None:
-    from gemmule._bench.roofline import kept_roofline, measure_roofline
+    from gemmule._roofline import kept_roofline, measure_roofline
 
     assert kept_roofline() is None
     found = measure_roofline(1, force=True)

@@ -66,6 +66,14 @@ def test_a_rolling_text_is_cut_into_windows(module: Any, tiny_gemma4_path: Path)
     assert parts[0] == pytest.approx(whole[0], rel=0.2)
 
 
+def test_a_continuation_that_fills_the_context_is_refused(module: Any, tiny_gemma4_path: Path) -> None:
+    with gemmule.Model(tiny_gemma4_path, n_ctx=8) as model:
+        assert module.likelihood(model, [5] * 20, [6] * 7)[0] < 0
+        for n in (8, 9):
+            with pytest.raises(gemmule.ContextLengthError, match=f"{n} tokens leaves no room"):
+                module.likelihood(model, [5] * 20, [6] * n)
+
+
 def test_generation_stops_where_the_task_says(module: Any, demo_model_path: Path) -> None:
     lm = module.GemmuleLM(str(demo_model_path), n_ctx=256, max_gen_toks=12)
     (text,) = lm.generate_until([request("One, two, three, four,", {"until": ["seven"]})])

@@ -239,3 +239,20 @@ def test_markers_without_a_wait_for_answers() -> None:
     constraint = tool_constraint(TOOLS, TOKENIZER, dataclasses.replace(IDS, response_open=None), choice="f")
     feed(constraint, "<|tool_call>call:f{}<tool_call|>")
     assert CALL in options(constraint)
+
+
+def test_what_leaves_no_choice_is_expected() -> None:
+    """Only where an answer has begun, may not end and somebody asks."""
+    constraint = answer_constraint(made(choices=["ab12x", "ab12xthe"]), TOKENIZER, eos_ids=[EOS])
+    constraint.looks_ahead = True
+    assert constraint.expected == ()
+    feed(constraint, "a")
+    assert TOKENIZER.decode(list(constraint.expected)) == "b12x"
+    feed(constraint, "b12x")
+    assert constraint.expected == ()
+    feed(constraint, "the")
+    assert constraint.expected == ()
+
+    deaf = answer_constraint(made(choices=["ab12"]), TOKENIZER, eos_ids=[EOS])
+    feed(deaf, "ab")
+    assert deaf.expected == ()

@@ -195,6 +195,19 @@ def test_grammars_tools_and_media(model: gemmule.Model, scripted: Callable[..., 
         same(model.chat("Tell me.", **options), plain)
 
 
+def test_what_a_grammar_demands_is_run_ahead(model: gemmule.Model) -> None:
+    """A model that knows nothing still writes the names of the fields in one pass each."""
+    named = {name: {"type": "boolean"} for name in ("first_name_of_a_field", "and_another_one")}
+    schema = {"type": "object", "properties": named, "required": [*named], "additionalProperties": False}
+    options: Any = {"schema": schema, "max_tokens": 200, "logprobs": 1, "seed": 1}
+    plain = model.chat("Tell me.", draft=False, **options)
+    for draft in ("auto", "lookup", 4):
+        reply = model.chat("Tell me.", draft=draft, **options)
+        same(reply, plain)
+        assert reply.timings.draft_n_accepted >= 20
+        assert reply.timings.draft_n_accepted > 0.8 * reply.timings.draft_n
+
+
 def test_sessions_rewind_fork_save_and_cancel_in_the_middle(
     model: gemmule.Model, scripted: Callable[..., None], tmp_path: Path
 ) -> None:

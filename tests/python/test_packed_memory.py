@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +56,20 @@ def test_packed_is_auto_or_a_bool(quantized: Path) -> None:
     for bad in ("yes", 1, None):
         with pytest.raises(TypeError, match="packed"):
             gemmule.Model(quantized, packed=bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_parts_that_were_released_do_not_come_back_with_huge_pages(quantized: Path) -> None:
+    """A huge page of the file is mapped whole when any byte of it is touched; the plan would not hold."""
+
+    def flags() -> list[str]:
+        maps = Path("/proc/self/smaps").read_text().split("VmFlags:")
+        return next(after.split("\n")[0].split() for at, after in pairwise(maps) if str(quantized) in at)
+
+    with gemmule.Model(quantized, packed=False) as model:
+        model.logits([2, 9])
+        assert "nh" not in flags()
+    gc.collect()  # the mapping goes with its last view
+    with gemmule.Model(quantized, packed=True) as model:
+        model.logits([2, 9])
+        assert "nh" in flags()

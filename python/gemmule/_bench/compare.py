@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gemmule._bench.formats import check_comparable, table
+from gemmule._bench.formats import check_comparable, table, told_apart
 from gemmule._bench.record import Row, describe_test
 from gemmule._bench.statistics import t_quantile
 from gemmule._errors import FormatError
@@ -81,7 +81,7 @@ def compare_rows(old: Sequence[Row], new: Sequence[Row]) -> list[Change]:
     lone = _is_one_file(old) and _is_one_file(new)  # then they may be two quantizations
     theirs = {_key(row, lone): row for row in old}
     changes: list[Change] = []
-    for row in new:
+    for row in told_apart(new):
         other = theirs.get(_key(row, lone))
         if other is not None:
             changes += _CHANGES[row.get("gm_kind", "speed")](other, row)

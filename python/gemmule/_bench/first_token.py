@@ -6,6 +6,7 @@ As a user waits for it: template, tokenizer, decoding and embedding of media are
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ _QUESTION = "What is the difference between a comet and an asteroid? Answer in o
 _SECONDS, _RATE = 30, 16000
 
 
-def first_token_tests(model: Model) -> list[dict[str, Any]]:
+def first_token_tests(model: Model) -> Iterator[dict[str, Any]]:
     """A test for each kind of input that the model takes."""
     from PIL import Image
 
@@ -34,15 +35,13 @@ def first_token_tests(model: Model) -> list[dict[str, Any]]:
         samples = rng.normal(0, 0.1, _SECONDS * _RATE).astype(np.float32)
         kinds[f"audio {_SECONDS} s"] = {"audio": gemmule.Audio((samples, _RATE))}
     has_template = "tokenizer.chat_template" in model._file.keys()  # noqa: SIM118
-    tests = []
     for kind, media in kinds.items():
         ask = model.chat if has_template else model.generate
         start = time.perf_counter()
         reply = ask(_QUESTION, max_tokens=1, temperature=0.0, **media)
-        tests.append({
+        yield {
             "seconds": time.perf_counter() - start,
             "n_prompt": reply.usage.prompt_tokens,
             "n_gen": 1,
             "test": f"first token, {kind}",
-        })  # fmt: skip
-    return tests
+        }

@@ -7,15 +7,47 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from gemmule._bench.record import KIND, Row, describe_test
 from gemmule._errors import FormatError
 
-__all__ = ["check_comparable", "csv_text", "jsonl_text", "of_kind", "read_rows", "speed_markdown", "table"]
+__all__ = [
+    "check_comparable",
+    "csv_text",
+    "jsonl_text",
+    "of_kind",
+    "read_rows",
+    "speed_markdown",
+    "table",
+    "told_apart",
+]
 
 # Quality figures of two rows mean the same only if these are equal.
 _QUALITY_KEYS = ("gm_text_sha256", "gm_reference_sha256", "gm_n_ctx")
-_NEEDED = ("model_filename", "model_size", "n_prompt", "n_gen", "avg_ts")
+_NUMBER = int | float
+_HEAD: dict[str, Any] = {"model_filename": str, "model_type": str, "model_size": int, "test_time": str}
+# What tables, pictures and comparisons need of every row of a kind. The speed rows' are llama-bench's too.
+_NEEDED: dict[str, dict[str, Any]] = {
+    "speed": _HEAD | {
+        "model_n_params": int, "n_threads": int, "n_prompt": int, "n_gen": int, "avg_ts": _NUMBER,
+        "stddev_ts": _NUMBER, "samples_ns": list,
+    },
+    "memory": _HEAD | {
+        "type_k": str, "gm_n_ctx": int, "gm_file": int, "gm_planned": int, "gm_planned_kv": int,
+        "gm_kv_bytes": int, "gm_before": int, "gm_peak_rss": int, "gm_uss": int,
+    },
+    "quality": _HEAD | {"gm_text": str},
+}  # fmt: skip
+_NEEDED_WITH: dict[str, dict[str, Any]] = {  # of quality rows that have the first
+    "gm_ppl": {"gm_ppl": _NUMBER, "gm_samples_nll": list},
+    "gm_kl_mean": {
+        "gm_kl_mean": _NUMBER, "gm_kl_mean_error": _NUMBER, "gm_kl_median": _NUMBER, "gm_kl_99": _NUMBER,
+        "gm_kl_999": _NUMBER, "gm_same_top": _NUMBER, "gm_dp_rms": _NUMBER, "gm_samples_kl": list,
+        "gm_samples_same": list,
+    },
+    "gm_question": {"gm_right": _NUMBER, "gm_right_error": _NUMBER},
+}  # fmt: skip
 
 
 def jsonl_text(rows: Iterable[Row]) -> str:
@@ -41,9 +73,11 @@ def read_rows(path: Path) -> list[Row]:
     for file in files:
         if file.name.startswith("roofline"):
             continue
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            if line.strip():
-                rows.append(_row(line, f"{file}:{number}"))
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise FormatError(f"{file} is no text; give a file of JSON lines") from None
+        rows += [_row(line, f"{file}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise FormatError(f"{path} holds no rows; give a file of JSON lines or a folder of them")
     return rows
@@ -56,15 +90,38 @@ def _row(line: str, where: str) -> Row:
         raise FormatError(f"{where} is not JSON: {error}") from None
     if not isinstance(row, dict):
         raise FormatError(f"{where} is not a row of a benchmark")
-    row.setdefault(KIND, "speed")
-    if row[KIND] == "speed":
-        missing = [key for key in _NEEDED if key not in row]
-        if missing:
-            raise FormatError(f"{where} lacks {missing[0]}, which every row of llama-bench has")
-        row["model_filename"] = Path(row["model_filename"]).name
+    kind = row.setdefault(KIND, "speed")
+    if kind not in _NEEDED:
+        raise FormatError(f"{where} is of the kind {kind!r}; rows are of {', '.join(_NEEDED)}")
+    needed = dict(_NEEDED[kind])
+    for name, more in _NEEDED_WITH.items():
+        needed |= more if name in row else {}
+    for name, kinds in needed.items():
+        if not isinstance(row.get(name), kinds):
+            raise FormatError(f"{where} has no {name} as `gemmule bench` or llama-bench write it")
+    row["model_filename"] = Path(row["model_filename"]).name
+    if kind == "speed":
         row.setdefault("n_depth", 0)
         row.setdefault("gm_engine", "llama.cpp")
     return row
+
+
+def told_apart(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the file's name in model and quantization where several files have the same one."""
+    files: dict[str, set[str]] = {}
+    for row in rows:
+        files.setdefault(_quantization(row), set()).add(row["model_filename"])
+    made = []
+    for row in rows:
+        if len(files[_quantization(row)]) > 1:
+            stem = Path(row["model_filename"]).stem
+            row = {**row, "model_type": f"{row['model_type']} {stem}", "gm_quantization": stem}
+        made.append(row)
+    return made
+
+
+def _quantization(row: Row) -> str:
+    return str(row.get("gm_quantization") or row["model_type"])
 
 
 def of_kind(rows: Iterable[Row], kind: str) -> list[Row]:
@@ -87,7 +144,7 @@ def check_comparable(rows: Sequence[Row]) -> None:
 
 def speed_markdown(rows: Sequence[Row]) -> str:
     """llama-bench's table; behind it the share of the machine's limit and, of peers, the engine."""
-    speed = of_kind(rows, "speed")
+    speed = told_apart(of_kind(rows, "speed"))
     if not speed:
         return ""
     columns = ["model", "size", "params", "backend", "threads"]

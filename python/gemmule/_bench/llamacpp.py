@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from gemmule._errors import MissingExtraError, UnsupportedError
+
 __all__ = ["LlamaCpp"]
 
 
@@ -86,10 +88,13 @@ _LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_v
 
 def _open(library: str | Path | None) -> ctypes.CDLL:
     if library is not None:
-        return ctypes.CDLL(str(library))
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError as error:
+            raise UnsupportedError(f"{library} is no library of llama.cpp: {error}") from None
     spec = importlib.util.find_spec("xllamacpp.xllamacpp")
     if spec is None or spec.origin is None:
-        raise ImportError("xllamacpp is not installed; install it to compare with llama.cpp")
+        raise MissingExtraError("to compare with llama.cpp: pip install xllamacpp, or name a library")
     return ctypes.CDLL(spec.origin)
 
 
@@ -112,7 +117,9 @@ class LlamaCpp:
         self.library = str(lib._name)
         family = next((name for name in _LAYOUTS if hasattr(lib, name)), None)
         if family is None:
-            raise RuntimeError(f"{library} is neither a llama.cpp nor an ik_llama.cpp that this file knows")
+            raise UnsupportedError(
+                f"{library} is neither a llama.cpp nor an ik_llama.cpp that this file knows"
+            )
         self._is_ik = family == "llama_kv_cache_clear"
         layout = _LAYOUTS[family]
         memory: list[tuple[str, Any, Any]] = (
@@ -152,7 +159,7 @@ class LlamaCpp:
         found = {offset: struct.unpack_from("<i", raw, offset)[0] for offset in layout.ctx_defaults}
         flags = {offset: int(model_raw[offset]) for offset in layout.model_defaults}
         if found != layout.ctx_defaults or flags != layout.model_defaults:
-            raise RuntimeError(f"this library has another layout of its parameters: {found}, {flags}")
+            raise UnsupportedError(f"this library has another layout of its parameters: {found}, {flags}")
         kv = {"f32": 0, "f16": 1, "q8_0": 8}[kv_type]
         for offset, value in (
             (layout.n_ctx, n_ctx),
@@ -168,7 +175,7 @@ class LlamaCpp:
             model_params.data[layout.repack] = int(repack)
         self._model = lib.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
-            raise RuntimeError(f"llama.cpp cannot load {path}")
+            raise UnsupportedError(f"llama.cpp cannot load {path}")
         self._ctx = lib.llama_init_from_model(self._model, params)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemmule._errors import MissingExtraError
+from gemmule._errors import ContextLengthError, MissingExtraError
 
 if TYPE_CHECKING:
     from gemmule import Model
@@ -33,6 +33,13 @@ def likelihood(model: Model, context: Sequence[int], continuation: Sequence[int]
     the model's context, the beginning of `context` is left out.
     """
     room = model.n_ctx - len(continuation)
+    if room < 1:
+        raise ContextLengthError(
+            f"a continuation of {len(continuation)} tokens leaves no room for its context in {model.n_ctx}; "
+            "give a larger n_ctx",
+            len(continuation) + 1,
+            model.n_ctx,
+        )
     ids = np.array([*context[-room:], *continuation], np.int32)
     targets = np.full(len(ids) - 1, -1, np.int32)
     targets[len(ids) - 1 - len(continuation) :] = ids[len(ids) - len(continuation) :]

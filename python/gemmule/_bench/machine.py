@@ -14,11 +14,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import numpy as np
 
 from gemmule._bench.record import Row
+from gemmule._cpu import cpu_flags, cpu_name
 from gemmule._errors import DeviceError
 
 __all__ = ["BusyMachineError", "Watch", "describe", "other_load", "refuse_if_busy", "watch", "yardstick"]
@@ -36,9 +34,9 @@ def describe() -> Row:
 
     cpu = devices()[0]
     return {
-        "cpu_info": _cpu_name(),
+        "cpu_info": cpu_name(),
         "gm_isa": os.environ.get("GEMMULE_CPU_ISA") or cpu.isa,
-        "gm_cpu_flags": _cpu_flags(),
+        "gm_cpu_flags": cpu_flags(),
         "gm_cores": cpu.n_physical,
         "gm_memory": cpu.memory,
         "gm_system": f"{platform.system()} {platform.machine()}",
@@ -65,6 +63,8 @@ def refuse_if_busy(limit: float = _MAX_LOAD, *, seconds: float = 1.0) -> None:
 
 def yardstick() -> tuple[float, float]:
     """GB/s of one core right now, reading memory and hashing in its cache."""
+    import numpy as np
+
     large, small = np.ones(8 << 20), bytes(1 << 17)
     rates = []
     for work, n_bytes in ((large.sum, large.nbytes), (lambda: hashlib.blake2b(small), len(small))):
@@ -91,11 +91,13 @@ def watch() -> Iterator[Watch]:
     times = os.times()
     own, busy, start = times.children_user + times.children_system, _busy(), time.perf_counter()
     result = Watch()
-    yield result
-    result.seconds = time.perf_counter() - start
-    times = os.times()
-    used = times.children_user + times.children_system - own
-    result.others = max(0.0, _busy() - busy - used) / (result.seconds * (os.cpu_count() or 1))
+    try:
+        yield result
+    finally:
+        result.seconds = time.perf_counter() - start
+        times = os.times()
+        used = times.children_user + times.children_system - own
+        result.others = max(0.0, _busy() - busy - used) / (result.seconds * (os.cpu_count() or 1))
 
 
 def _busy() -> float:
@@ -103,22 +105,3 @@ def _busy() -> float:
     times = importlib.import_module("psutil").cpu_times()
     names = ("user", "nice", "system", "irq", "softirq", "steal")
     return float(sum(getattr(times, name, 0.0) for name in names))
-
-
-def _cpu_field(*names: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    pairs = (line.partition(":") for line in lines)
-    return next((value.strip() for key, _, value in pairs if key.strip() in names), "")
-
-
-def _cpu_name() -> str:
-    return _cpu_field("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_flags() -> str:
-    """The vector extensions alone, as they are what decides."""
-    wanted = ("avx", "fma", "f16c", "amx", "asimd", "i8mm", "sve", "bf16")
-    return " ".join(flag for flag in _cpu_field("flags", "Features").split() if flag.startswith(wanted))

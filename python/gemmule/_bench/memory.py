@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import numpy as np
 
 from gemmule._bench import machine
 from gemmule._bench.child import call
-from gemmule._bench.formats import of_kind, table
-from gemmule._bench.record import KIND, Row, head, now
+from gemmule._bench.formats import of_kind, table, told_apart
+from gemmule._bench.record import KIND, Keep, Row, head, now
 from gemmule._types import format_bytes
 
 __all__ = ["child", "measure_memory", "memory_markdown"]
@@ -32,33 +32,27 @@ def measure_memory(
     packed: str = "auto",
     n_threads: int = 0,
     progress: Callable[[str], None] = lambda _: None,
+    keep: Keep = lambda _: None,
 ) -> list[Row]:
     """A row for every file, context and number format of the cache."""
     facts = machine.describe()
-    rows = []
+    rows: list[Row] = []
     for path in paths:
         for n_ctx in contexts:
             for kv_type in kv_types:
                 progress(f"memory of {path}, context {n_ctx}, cache {kv_type}")
-                found = call(
-                    "memory",
-                    {
-                        "path": path,
-                        "n_ctx": n_ctx,
-                        "kv_type": kv_type,
-                        "packed": packed,
-                        "n_threads": n_threads,
-                    },
-                )
+                request = {"path": path, "n_ctx": n_ctx, "kv_type": kv_type, "packed": packed}
+                (found,) = call("memory", request | {"n_threads": n_threads})
                 base = head(path, facts, n_threads=found.pop("n_threads"), kv_type=kv_type)
                 rows.append({
                     **base, KIND: "memory", "test_time": now(), "gm_packed": packed, "gm_n_ctx": n_ctx,
                     **{f"gm_{key}": value for key, value in found.items()},
                 })  # fmt: skip
+                keep(rows)
     return rows
 
 
-def child(request: dict[str, Any]) -> dict[str, Any]:
+def child(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Fills a context in this process; the plan, the peak, the cache."""
     before = _resident()
     import gemmule
@@ -78,7 +72,7 @@ def child(request: dict[str, Any]) -> dict[str, Any]:
             kv_bytes, kv_used = core.kv_bytes, core.kv_used_bytes
             unique = int(importlib.import_module("psutil").Process().memory_full_info().uss)
         plan = model.plan
-        return {
+        yield {
             "file": model.info.file_size,
             "planned": plan.total,
             "planned_kv": plan.kv,
@@ -125,7 +119,7 @@ def memory_markdown(rows: Sequence[Row]) -> str:
         "unique",
     ]
     lines = []
-    for row in of_kind(rows, "memory"):
+    for row in told_apart(of_kind(rows, "memory")):
         error = (row["gm_planned"] + row["gm_before"]) / (row["gm_peak_rss"] + row["gm_before"]) - 1
         sizes = ("file", "planned_kv", "kv_bytes", "planned", "peak_rss")
         lines.append([

@@ -5,30 +5,30 @@ a llama-bench program, whose own rows join ours.
 from __future__ import annotations
 
 import json
-import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
+from gemmule._bench.child import lines_of
 from gemmule._bench.record import KIND, Row
 from gemmule._bench.speed import SpeedPlan
-from gemmule._errors import Error
 
 __all__ = ["run_llama_bench"]
 
 
-def run_llama_bench(program: str, path: str, plan: SpeedPlan, n_threads: int) -> list[Row]:
-    """The rows of llama-bench for the plain tests of a plan."""
+def run_llama_bench(program: str, path: str, plan: SpeedPlan, n_threads: int) -> Iterator[Row]:
+    """The rows of llama-bench for the plain tests of a plan, as it prints them."""
+    from gemmule import inspect
+
     options = {
         "-m": path, "-p": _list(plan.n_prompt), "-n": _list(plan.n_gen), "-d": _list(plan.n_depth),
         "-t": str(n_threads), "-r": str(plan.rounds), "-o": "jsonl",
     }  # fmt: skip
     command = [program, *(word for pair in options.items() for word in pair)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode != 0 or not lines:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise Error(f"{program} failed: {last}")
-    rows: list[Row] = [json.loads(line) for line in lines]
-    return [{**row, KIND: "speed", "gm_engine": "llama.cpp"} for row in rows]
+    more = {KIND: "speed", "gm_engine": "llama.cpp", "gm_quantization": inspect(path).quantization}
+    for line in lines_of(command, program):
+        if line.startswith("{"):
+            yield {**json.loads(line), **more, "model_filename": Path(path).name}
 
 
 def _list(numbers: tuple[int, ...]) -> str:
-    return ",".join(map(str, numbers))
+    return ",".join(map(str, numbers or (0,)))

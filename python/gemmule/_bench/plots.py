@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gemmule._bench import charts
-from gemmule._bench.formats import csv_text
+from gemmule._bench.formats import csv_text, told_apart
+from gemmule._bench.question_chart import draw_questions
 from gemmule._bench.record import Row
+from gemmule._cache import public_write
 from gemmule._errors import MissingExtraError
 
 __all__ = ["need_matplotlib", "write_plots"]
@@ -38,20 +40,20 @@ def need_matplotlib() -> Any:
 def write_plots(rows: Sequence[Row], folder: Path, *, png: bool = False) -> list[Path]:
     """Every picture for which there are rows."""
     plt = need_matplotlib()
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    rows, written = told_apart(rows), []
     for name, draw in _PLOTS.items():
         figure, axes = plt.subplots(figsize=(6.4, 4.0))
         used = draw(axes, rows)
         if used:
             axes.set_title(f"{axes.get_title()}\n{_subtitle(used)}", fontsize=9)
             for suffix in ("svg", "png") if png else ("svg",):
-                path = folder / f"{name}.{suffix}"
-                figure.savefig(path, dpi=200, metadata={"Date": None} if suffix == "svg" else None)
-                written.append(path)
-            path = folder / f"{name}.csv"
-            path.write_text(csv_text(used), encoding="utf-8")
-            written.append(path)
+                written.append(folder / f"{name}.{suffix}")
+                with public_write(written[-1]) as out:
+                    metadata = {"Date": None} if suffix == "svg" else None
+                    figure.savefig(out, format=suffix, dpi=200, metadata=metadata)
+            written.append(folder / f"{name}.csv")
+            with public_write(written[-1]) as out:
+                out.write(csv_text(used).encode())
         plt.close(figure)
     return written
 
@@ -59,15 +61,16 @@ def write_plots(rows: Sequence[Row], folder: Path, *, png: bool = False) -> list
 def _subtitle(rows: Sequence[Row]) -> str:
     row = rows[0]
     parts = [row.get("cpu_info"), f"{row.get('n_threads')} threads" if row.get("n_threads") else ""]
-    parts += [
-        row.get("gm_isa") if row.get("gm_engine") == "gemmule" else "",
-        f"gemmule {row.get('gm_version')}",
-    ]
+    ours = row.get("gm_engine") == "gemmule"
+    parts += [row.get("gm_isa"), f"gemmule {row['gm_version']}"] if ours else [row.get("gm_engine")]
     return ", ".join(str(part) for part in [*parts, str(row.get("test_time", ""))[:10]] if part)
 
 
 _PLOTS: dict[str, Callable[[Any, Sequence[Row]], list[Row]]] = {
-    "size-quality": charts.draw_size_quality,
+    "size-quality": partial(charts.draw_by_size, "kl_mean"),
+    "size-same-top": partial(charts.draw_by_size, "same_top"),
+    "size-perplexity": partial(charts.draw_by_size, "ln_ppl_ratio"),
+    "trade-off": charts.draw_trade_off,
     "speed-single": partial(charts.draw_tokens, "n_gen"),
     "speed-prompt": partial(charts.draw_tokens, "n_prompt"),
     "memory": charts.draw_memory,
@@ -75,4 +78,5 @@ _PLOTS: dict[str, Callable[[Any, Sequence[Row]], list[Row]]] = {
     "roofline": charts.draw_roofline,
     "categories": charts.draw_categories,
     "drafting": charts.draw_drafting,
+    "questions": draw_questions,
 }

@@ -16,19 +16,19 @@ import numpy as np
 
 from gemmule._bench import machine
 from gemmule._bench.engine import Engine, Ids, Subject, open_engine
-from gemmule._bench.record import KIND, Row, file_digest, head, now
+from gemmule._bench.record import KIND, Keep, Row, file_digest, head, now
 from gemmule._bench.statistics import (
     Doubles,
     Floats,
     compare_rows,
     divergence_figures,
     log_softmax,
-    perplexity_figures,
 )
 from gemmule._bench.texts import Text, texts_digest
 from gemmule._errors import FormatError
+from gemmule._score import Windows, perplexity
 
-__all__ = ["QualityPlan", "Window", "measure_quality", "windows_of"]
+__all__ = ["QualityPlan", "Window", "measure_quality", "shared_windows", "windows_of"]
 
 _BATCH = 1 << 30  # bytes of the reference's log-probabilities
 
@@ -57,13 +57,6 @@ class Window:
         return self.ids[self.first + 1 :]
 
 
-@dataclass(slots=True)
-class _Found:
-    """Of one file: the figures of every scored position of every window."""
-
-    windows: list[dict[str, Doubles]]
-
-
 def windows_of(path: str, plan: QualityPlan) -> list[Window]:
     """The texts by the file's own tokenizer."""
     from gemmule._inspect import open_header
@@ -74,15 +67,11 @@ def windows_of(path: str, plan: QualityPlan) -> list[Window]:
     made = []
     for text in plan.texts:
         ids = np.array(tokenizer.encode(text.content), np.int32)
-        if len(ids) < plan.n_ctx:
-            made.append(Window(text.name, ids, 0))
-            continue
-        for i in range(min(len(ids) // plan.n_ctx, plan.max_windows)):
-            window = ids[i * plan.n_ctx : (i + 1) * plan.n_ctx].copy()
-            if bos is not None:
-                window[0] = bos
-            made.append(Window(text.name, window, plan.n_ctx // 2))
-    return [window for window in made if len(window.targets)]
+        if len(ids) < 2:
+            raise FormatError(f"the text {text.name!r} is empty; give one with something to predict")
+        windows = Windows.of(ids[: plan.n_ctx * plan.max_windows], plan.n_ctx, bos)
+        made += [Window(text.name, window, windows.first) for window in windows]
+    return made
 
 
 def measure_quality(
@@ -90,16 +79,32 @@ def measure_quality(
     plan: QualityPlan,
     *,
     reference: Subject | None = None,
+    windows: Sequence[Window] = (),
     progress: Callable[[str], None] = lambda _: None,
+    keep: Keep = lambda _: None,
 ) -> list[Row]:
-    """Rows of every file: one for each category, and one for all texts."""
+    """Rows of every file: one for each category, and one for all texts. `windows`: shared_windows, if they
+    are known.
+    """
     everyone = [*subjects, *([reference] if reference else [])]
-    windows = windows_of(everyone[-1].path, plan)
-    _check_same_tokens(everyone, windows, plan)
+    windows = windows or shared_windows(everyone, plan)
     digests = {subject.path: file_digest(subject.path) for subject in everyone}
-    found = [_Found([]) for _ in subjects]
-    for number, batch in enumerate(_batches(windows, everyone[-1], plan)):
-        progress(f"windows {number * len(batch) + 1} and on of {len(windows)}")
+    facts = machine.describe()
+    bases = [
+        head(
+            subject.path, facts, n_threads=subject.n_threads, kv_type=subject.kv_type,
+            digest=digests[subject.path],
+        ) | {
+            KIND: "quality", "test_time": now(), "gm_engine": subject.engine, "gm_n_ctx": plan.n_ctx,
+            "gm_text_sha256": texts_digest(plan.texts), "gm_windows": plan.max_windows,
+            "gm_reference_sha256": digests[reference.path] if reference else "",
+        }
+        for subject in subjects
+    ]  # fmt: skip
+    found: list[list[dict[str, Doubles]]] = [[] for _ in subjects]
+    rows: list[Row] = []
+    for batch in _batches(windows, everyone[-1], plan):
+        progress(f"windows {len(found[0]) + 1} and on of {len(windows)}")
         expected = None
         if reference is not None:
             engine = open_engine(reference, plan.n_ctx)
@@ -108,33 +113,16 @@ def measure_quality(
         for subject, mine in zip(subjects, found, strict=True):
             engine = open_engine(subject, plan.n_ctx)
             for i, window in enumerate(batch):
-                mine.windows.append(_figures(engine, window, expected[i] if expected else None))
+                mine.append(_figures(engine, window, expected[i] if expected else None))
             del engine
-    facts = machine.describe()
-    rows = []
-    for subject, mine in zip(subjects, found, strict=True):
-        base = head(
-            subject.path,
-            facts,
-            n_threads=subject.n_threads,
-            kv_type=subject.kv_type,
-            digest=digests[subject.path],
-        )
-        base |= {
-            KIND: "quality", "test_time": now(), "gm_engine": subject.engine, "gm_n_ctx": plan.n_ctx,
-            "gm_text_sha256": texts_digest(plan.texts), "gm_windows": plan.max_windows,
-            "gm_reference_sha256": digests[reference.path] if reference else "",
-        }  # fmt: skip
-        names = list(dict.fromkeys(window.text for window in windows))
-        for name in [*names, *([ALL] if len(names) > 1 else [])]:
-            chosen = [
-                w for w, window in zip(mine.windows, windows, strict=True) if name in (ALL, window.text)
-            ]
-            rows.append({**base, "gm_text": name, **_summary(chosen)})
+        rows = [row for base, mine in zip(bases, found, strict=True) for row in _rows(base, windows, mine)]
+        keep(rows)
     return rows
 
 
-def _check_same_tokens(subjects: Sequence[Subject], windows: list[Window], plan: QualityPlan) -> None:
+def shared_windows(subjects: Sequence[Subject], plan: QualityPlan) -> list[Window]:
+    """The windows of files that cut the texts alike. Throws FormatError if they do not."""
+    windows = windows_of(subjects[-1].path, plan)
     for subject in subjects[:-1]:
         mine = windows_of(subject.path, plan)
         if len(mine) != len(windows) or any(
@@ -144,9 +132,22 @@ def _check_same_tokens(subjects: Sequence[Subject], windows: list[Window], plan:
                 f"{subject.path} cuts the texts into other tokens than {subjects[-1].path}; "
                 "their predictions cannot be compared"
             )
+    return windows
 
 
-def _batches(windows: list[Window], subject: Subject, plan: QualityPlan) -> Iterator[list[Window]]:
+def _rows(base: Row, windows: Sequence[Window], found: Sequence[dict[str, Doubles]]) -> list[Row]:
+    """A row for each text, and one for all when the last window has been run."""
+    names = list(dict.fromkeys(window.text for window in windows[: len(found)]))
+    if len(names) > 1 and len(found) == len(windows):
+        names.append(ALL)
+    pairs = list(zip(windows, found, strict=False))
+    return [
+        {**base, "gm_text": name, **_summary([f for window, f in pairs if name in (ALL, window.text)])}
+        for name in names
+    ]
+
+
+def _batches(windows: Sequence[Window], subject: Subject, plan: QualityPlan) -> Iterator[Sequence[Window]]:
     from gemmule import inspect
 
     n_bytes = 4 * max(1, inspect(subject.path).n_vocab) * plan.n_ctx // 2
@@ -170,10 +171,10 @@ def _figures(engine: Engine, window: Window, expected: Floats | None) -> dict[st
     return figures
 
 
-def _summary(windows: list[dict[str, Doubles]]) -> Row:
+def _summary(windows: Sequence[dict[str, Doubles]]) -> Row:
     """The figures of some windows together, and their means window by window, for paired comparisons."""
     joined = {key: np.concatenate([window[key] for window in windows]) for key in windows[0]}
-    figures: dict[str, float] = perplexity_figures(joined["nll"])
+    figures = dict(zip(("ppl", "ppl_error"), perplexity(-joined["nll"]), strict=True))
     row: Row = {"gm_positions": len(joined["nll"])}
     row["gm_samples_nll"] = [float(window["nll"].mean()) for window in windows]
     if "kl" in joined:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from gemmule._bench.formats import of_kind, table
+from gemmule._bench.formats import of_kind, table, told_apart
 from gemmule._bench.quality import ALL
 from gemmule._bench.record import Row
 from gemmule._types import format_bytes
@@ -14,16 +14,21 @@ __all__ = ["indistinguishable", "quality_markdown", "summary_rows"]
 
 
 def summary_rows(rows: Sequence[Row]) -> list[Row]:
-    """One quality row a file: that of all texts, or of the only one."""
-    best: dict[str, Row] = {}
+    """One quality row a file: that of all texts, or of the only one; none of a file that was not finished."""
+    texts: dict[str, dict[str, Row]] = {}
     for row in of_kind(rows, "quality"):
-        if "gm_ppl" in row and (row["model_filename"] not in best or row["gm_text"] == ALL):
-            best[row["model_filename"]] = row
-    return list(best.values())
+        if "gm_ppl" in row:
+            texts.setdefault(row["model_filename"], {})[row["gm_text"]] = row
+    return [
+        mine[ALL] if ALL in mine else next(iter(mine.values()))
+        for mine in texts.values()
+        if ALL in mine or len(mine) == 1
+    ]
 
 
 def quality_markdown(rows: Sequence[Row]) -> str:
     """Everything that was measured."""
+    rows = told_apart(of_kind(rows, "quality"))
     parts = [_overall(summary_rows(rows)), _categories(rows), _questions(rows)]
     return "\n".join(part for part in parts if part)
 
@@ -51,8 +56,10 @@ def _overall(rows: Sequence[Row]) -> str:
 
 
 def _pair(row: Row, name: str, digits: int, factor: float = 1.0) -> str:
-    unit = " %" if factor == 100 else ""
-    return f"{factor * row[f'gm_{name}']:.{digits}f} ± {factor * row[f'gm_{name}_error']:.{digits}f}{unit}"
+    """The figure and its standard error, of which a single position has none."""
+    parts = (row[f"gm_{key}"] for key in (name, f"{name}_error"))
+    text = " ± ".join("?" if part is None else f"{factor * part:.{digits}f}" for part in parts)
+    return text + (" %" if factor == 100 else "")
 
 
 def indistinguishable(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -69,7 +76,7 @@ def indistinguishable(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _categories(rows: Sequence[Row]) -> str:
     """Mean KL (or perplexity without a reference) by category of text."""
-    parts = [row for row in of_kind(rows, "quality") if row.get("gm_text", ALL) != ALL]
+    parts = [row for row in of_kind(rows, "quality") if "gm_ppl" in row and row["gm_text"] != ALL]
     names = list(dict.fromkeys(row["gm_text"] for row in parts))
     if len(names) < 2:
         return ""
@@ -85,13 +92,16 @@ def _categories(rows: Sequence[Row]) -> str:
 
 
 def _questions(rows: Sequence[Row]) -> str:
-    asked = [row for row in of_kind(rows, "quality") if "gm_question" in row]
-    if not asked:
-        return ""
-    names = list(dict.fromkeys(row["gm_question"] for row in asked))
-    lines = []
-    for file in dict.fromkeys(row["model_filename"] for row in asked):
-        mine = {row["gm_question"]: row for row in asked if row["model_filename"] == file}
-        cells = [_pair(mine[name], "right", 1, 100) if name in mine else "" for name in names]
-        lines.append([next(iter(mine.values()))["model_type"], *cells])
-    return table(["right", *names], lines)
+    """The shares of right answers, and of answers in the form that was asked for."""
+    tables = []
+    for field in ("right", "valid"):
+        asked = [row for row in of_kind(rows, "quality") if "gm_question" in row and f"gm_{field}" in row]
+        names = list(dict.fromkeys(row["gm_question"] for row in asked))
+        lines = []
+        for file in dict.fromkeys(row["model_filename"] for row in asked):
+            mine = {row["gm_question"]: row for row in asked if row["model_filename"] == file}
+            cells = [_pair(mine[name], field, 1, 100) if name in mine else "" for name in names]
+            lines.append([next(iter(mine.values()))["model_type"], *cells])
+        if lines:
+            tables.append(table([field, *names], lines))
+    return "\n".join(tables)

@@ -1,4 +1,4 @@
-"""How often the small model of the package is right: pictures, sounds, both, a tool, a form, thinking.
+"""How often the small model of the package is right: pictures, sounds, both, tools, a form, thinking.
 
 Nobody trained on these pictures and sounds (another seed). Answers are greedy and right only when every word
 or argument asked for is there; beside that, whether the answer has the form that was asked for at all. A
@@ -16,25 +16,26 @@ import numpy as np
 
 from gemmule._bench import machine
 from gemmule._bench.engine import Subject
-from gemmule._bench.record import KIND, Row, file_digest, head, now
+from gemmule._bench.record import KIND, Keep, Row, file_digest, head, now
 from gemmule._demo import world
 from gemmule._errors import UnsupportedError
 
 if TYPE_CHECKING:
     from gemmule import Model
 
-__all__ = ["QUESTIONS", "Answer", "ask_questions"]
+__all__ = ["QUESTIONS", "Answer", "ask_questions", "check_modalities"]
 
 SEED = 20261121
 _CITIES = ("Paris", "Rome", "Oslo", "Lima", "Cairo", "Tokyo", "Berlin", "Madrid", "Vienna", "Dublin")
+_SYLLABLES = ("ba", "de", "ko", "lu", "mi", "na", "po", "re", "sa", "ti", "vi", "zo")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """Whether it says the right thing, and whether it has the right form."""
+    """Whether it says the right thing, and whether it has the form that was asked for, if one was."""
 
     right: bool
-    valid: bool = True
+    valid: bool | None = None
 
 
 Question = Callable[["Model", np.random.Generator], Answer]
@@ -83,6 +84,22 @@ def _tool(model: Model, rng: np.random.Generator) -> Answer:
     return Answer(valid and calls[0][1]["city"] == city, valid)
 
 
+def _choice(model: Model, rng: np.random.Generator) -> Answer:
+    """Which of two tools, with numbers or a name that nobody has heard, copied letter by letter."""
+    wanted: tuple[str, dict[str, Any]]
+    if rng.random() < 0.5:
+        city = "".join(rng.choice(_SYLLABLES, 2)).capitalize()
+        question, wanted = f"What is the weather in {city}?", ("get_weather", {"city": city})
+    else:
+        a, b = (int(x) for x in rng.integers(2, 100, 2))
+        question, wanted = f"What is {a} plus {b}?", ("add", {"a": a, "b": b})
+    reply = model.chat(question, tools=[get_weather, add], temperature=0, max_tokens=64)
+    calls = [(call.name, call.arguments) for call in reply.tool_calls]
+    names = {"get_weather": {"city"}, "add": {"a", "b"}}
+    valid = len(calls) == 1 and set(calls[0][1]) == names.get(calls[0][0])
+    return Answer(valid and calls[0] == wanted, valid)
+
+
 def get_weather(city: str) -> dict[str, Any]:
     """Get the weather of a city.
 
@@ -90,6 +107,16 @@ def get_weather(city: str) -> dict[str, Any]:
         city: The city.
     """
     return {"city": city}
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers.
+
+    Args:
+        a: First number.
+        b: Second number.
+    """
+    return a + b
 
 
 def _form(model: Model, rng: np.random.Generator) -> Answer:
@@ -103,40 +130,59 @@ def _form(model: Model, rng: np.random.Generator) -> Answer:
 
 
 QUESTIONS: dict[str, Question] = {
-    "picture": _picture, "sound": _sound, "both": _both, "thinking": _thinking, "tool": _tool, "form": _form,
+    "picture": _picture, "sound": _sound, "both": _both, "thinking": _thinking,
+    "tool": _tool, "choice": _choice, "form": _form,
 }  # fmt: skip
 
 
+def check_modalities(subjects: Sequence[Subject]) -> None:
+    """Throws UnsupportedError for a file that cannot be asked."""
+    from gemmule._inspect import modalities_of, open_header
+    from gemmule._media.embedder import open_mmproj
+
+    for subject in subjects:
+        if not {"image", "audio"} <= set(modalities_of(open_mmproj(open_header(subject.path), None))):
+            raise UnsupportedError(f"{subject.path} takes no pictures and sounds, so --ask cannot be used")
+
+
 def ask_questions(
-    subjects: Sequence[Subject], n: int, *, seed: int = SEED, progress: Callable[[str], None] = lambda _: None
+    subjects: Sequence[Subject],
+    n: int,
+    *,
+    seed: int = SEED,
+    progress: Callable[[str], None] = lambda _: None,
+    keep: Keep = lambda _: None,
 ) -> list[Row]:
     """A row for every file and kind of question, each asked n times."""
     from gemmule import Model
 
+    check_modalities(subjects)
     facts = machine.describe()
-    rows = []
+    rows: list[Row] = []
     for subject in subjects:
         base = head(
             subject.path, facts, n_threads=subject.n_threads, kv_type=subject.kv_type,
             digest=file_digest(subject.path),
         )  # fmt: skip
         with Model(subject.path, n_ctx=1024, n_threads=subject.n_threads or None) as model:
-            if not {"image", "audio"} <= set(model.info.modalities):
-                raise UnsupportedError(
-                    f"{subject.path} takes no pictures and sounds, so --ask cannot be used"
-                )
             for name, ask in QUESTIONS.items():
                 progress(f"{n} questions about {name}: {subject.path}")
                 rng = np.random.default_rng([seed, len(name)])
                 answers = [ask(model, rng) for _ in range(n)]
-                shares = {
-                    "right": sum(a.right for a in answers) / n,
-                    "valid": sum(a.valid for a in answers) / n,
-                }
-                errors = {f"{key}_error": math.sqrt(p * (1 - p) / n) for key, p in shares.items()}
-                row = {"question": name, "asked": n, "seed": seed, **shares, **errors}
                 rows.append({
                     **base, KIND: "quality", "test_time": now(), "gm_text": f"question {name}",
-                    **{f"gm_{key}": value for key, value in row.items()},
+                    "gm_question": name, "gm_asked": n, "gm_seed": seed,
+                    **_share("right", [answer.right for answer in answers]),
+                    **_share("valid", [answer.valid for answer in answers if answer.valid is not None]),
                 })  # fmt: skip
+                keep(rows)
     return rows
+
+
+def _share(name: str, answers: Sequence[bool]) -> Row:
+    """How many are, and the standard error, by the rule of succession: all of a few right is not certain."""
+    if not answers:
+        return {}
+    n, right = len(answers), sum(answers)
+    p = (right + 1) / (n + 2)
+    return {f"gm_{name}": right / n, f"gm_{name}_error": math.sqrt(p * (1 - p) / (n + 2))}

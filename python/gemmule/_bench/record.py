@@ -10,15 +10,16 @@ from __future__ import annotations
 import datetime
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gemmule._types import format_count
 
-__all__ = ["KIND", "Row", "build_id", "describe_test", "file_digest", "head", "timed"]
+__all__ = ["KIND", "Keep", "Row", "build_id", "describe_test", "file_digest", "head", "now", "timed"]
 
 Row = dict[str, Any]
+Keep = Callable[[Sequence[Row]], None]  # takes all rows of a measurement so far, to keep them
 KIND = "gm_kind"  # "speed", "memory" or "quality"
 
 _NEUTRAL: Row = {

@@ -9,11 +9,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from gemmule._bench.advice import recommendation
 from gemmule._bench.formats import check_comparable, jsonl_text, of_kind, speed_markdown
 from gemmule._bench.memory import memory_markdown
 from gemmule._bench.plots import write_plots
 from gemmule._bench.quality_report import quality_markdown
 from gemmule._bench.record import Row
+from gemmule._cache import public_write
 
 __all__ = ["write_report"]
 
@@ -32,7 +34,6 @@ _CAVEAT = (
 def write_report(rows: Sequence[Row], folder: Path) -> list[Path]:
     """All files of the report."""
     check_comparable(rows)
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for kind in ("speed", "memory", "quality"):
         mine = of_kind(rows, kind)
@@ -46,7 +47,8 @@ def write_report(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def _write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
+    with public_write(path) as out:
+        out.write(text.encode())
     return path
 
 
@@ -54,11 +56,12 @@ def _sections(rows: Sequence[Row]) -> dict[str, str]:
     """Title -> tables."""
     quality = quality_markdown(rows)
     texts = {
+        "Which to take": recommendation(rows) + "\n",
         "Speed": speed_markdown(rows),
         "Memory": memory_markdown(rows),
         "Quality": f"{quality}\n{_CAVEAT}\n" if quality and "mean KL" in quality else quality,
     }
-    return {title: text for title, text in texts.items() if text}
+    return {title: text for title, text in texts.items() if text.strip()}
 
 
 def _facts(rows: Sequence[Row]) -> list[str]:

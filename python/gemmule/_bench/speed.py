@@ -8,7 +8,7 @@ of the rounds. Tokenizing is not timed (except in the first-token tests); a gree
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -18,9 +18,9 @@ import numpy as np
 from gemmule._bench import machine
 from gemmule._bench.child import call
 from gemmule._bench.engine import Engine, Ids, Subject, open_engine
-from gemmule._bench.record import Row, file_digest, head, timed
-from gemmule._bench.roofline import Roofline
+from gemmule._bench.record import Keep, Row, file_digest, head, timed
 from gemmule._bench.work import Work
+from gemmule._roofline import Roofline
 
 __all__ = ["SpeedPlan", "child", "measure_speed"]
 
@@ -39,7 +39,7 @@ class SpeedPlan:
     n_depth: tuple[int, ...] = (0,)
     steps: tuple[int, ...] = ()  # T of V(T)
     first: bool = True  # time to a first token: text, and what else the model takes
-    drafting: bool = True  # on against off, where the file has a drafter
+    drafting: bool = True  # on against off; without a drafter the text is looked up in
     rounds: int = 5
 
     @property
@@ -47,6 +47,40 @@ class SpeedPlan:
         """The context that all tests fit in."""
         longest = max((*self.n_prompt, *self.n_gen, *self.steps, _FIRST))
         return max((*self.n_depth, 0)) + max(longest, _MEDIA if self.first else 0, 512) + 8
+
+
+def measure_speed(
+    subjects: Sequence[Subject],
+    plan: SpeedPlan,
+    *,
+    roofline: Roofline | None = None,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+    keep: Keep = lambda _: None,
+) -> list[Row]:
+    """Speed rows of every subject. Throws BusyMachineError."""
+    if not force:
+        machine.refuse_if_busy()
+    session, facts = f"{time.time_ns():x}", machine.describe()
+    digests = {path: file_digest(path) for path in dict.fromkeys(subject.path for subject in subjects)}
+    measured = []
+    for subject in subjects:
+        base = head(
+            subject.path, facts, n_threads=subject.n_threads, kv_type=subject.kv_type,
+            digest=digests[subject.path],
+        )  # fmt: skip
+        base |= {"gm_engine": subject.engine, "gm_packed": subject.packed, "gm_session": session}
+        measured.append(_Measured(subject, base, Work.of(subject.path)))
+    rows: list[Row] = []
+    for number in range(plan.rounds):
+        for one in measured:
+            progress(f"round {number + 1} of {plan.rounds}: {one.subject.path} ({one.subject.engine})")
+            try:
+                one.measure(plan)
+            finally:
+                rows = [row for other in measured for row in other.rows(roofline)]
+                keep(rows)
+    return rows
 
 
 @dataclass(slots=True)
@@ -57,65 +91,53 @@ class _Series:
     seconds: list[float] = field(default_factory=list)
 
 
-def measure_speed(
-    subjects: Sequence[Subject],
-    plan: SpeedPlan,
-    *,
-    roofline: Roofline | None = None,
-    force: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
-) -> list[Row]:
-    """Speed rows of every subject. Throws BusyMachineError."""
-    if not force:
-        machine.refuse_if_busy()
-    facts = machine.describe()
-    digests = {subject.path: file_digest(subject.path) for subject in subjects}
-    series: list[dict[tuple[Any, ...], _Series]] = [{} for _ in subjects]
-    notes: list[dict[str, Any]] = [{"yardstick": [], "others": [], "clean": True} for _ in subjects]
-    for number in range(plan.rounds):
-        for i, subject in enumerate(subjects):
-            progress(f"round {number + 1} of {plan.rounds}: {subject.path} ({subject.engine})")
-            found, note = _round(subject, plan)
-            for key in ("isa", "n_threads", "build"):
-                notes[i][key] = found[key]
-            notes[i]["yardstick"].append(note["yardstick"])
-            notes[i]["others"].append(note["others"])
-            notes[i]["clean"] &= note["clean"]
-            for test in found["tests"]:
-                seconds = test.pop("seconds")
-                what = tuple(test.get(name) for name in ("n_prompt", "n_gen", "n_depth", "test"))
-                series[i].setdefault(what, _Series(test)).seconds.append(seconds)
-    session = f"{time.time_ns():x}"
-    rows = []
-    for subject, tests, note in zip(subjects, series, notes, strict=True):
-        base = head(
-            subject.path,
-            facts,
-            n_threads=note.pop("n_threads"),
-            kv_type=subject.kv_type,
-            digest=digests[subject.path],
-        )
-        base |= {
-            "gm_engine": subject.engine,
-            "gm_isa": note.pop("isa"),
-            "build_commit": note.pop("build"),
-            "gm_packed": subject.packed,
+@dataclass(slots=True)
+class _Measured:
+    """The rounds of one subject so far."""
+
+    subject: Subject
+    base: Row
+    work: Work
+    tests: dict[tuple[Any, ...], _Series] = field(default_factory=dict)
+    yardstick: list[tuple[float, float]] = field(default_factory=list)
+    others: list[float] = field(default_factory=list)
+
+    def measure(self, plan: SpeedPlan) -> None:
+        """One process; made again, at most twice, while others use the machine. What a process found before
+        it failed counts.
+        """
+        for attempt in range(1, _TRIES + 1):
+            found, rates = [], machine.yardstick()
+            try:
+                with machine.watch() as seen:
+                    for test in call("speed", {"subject": asdict(self.subject), "plan": asdict(plan)}):
+                        found.append(test)
+            except BaseException:
+                self._add(found, rates, seen.others)
+                raise
+            if seen.others <= _MAX_OTHERS or attempt == _TRIES:
+                self._add(found, rates, seen.others)
+                return
+
+    def _add(self, found: list[dict[str, Any]], rates: tuple[float, float], others: float) -> None:
+        """The first thing a process finds is what it runs in."""
+        if len(found) < 2:
+            return
+        self.base |= found[0]
+        self.yardstick.append(rates)
+        self.others.append(round(others, 4))
+        for test in found[1:]:
+            seconds = test.pop("seconds")
+            what = tuple(test.get(name) for name in ("n_prompt", "n_gen", "n_depth", "test"))
+            self.tests.setdefault(what, _Series(test)).seconds.append(seconds)
+
+    def rows(self, roofline: Roofline | None) -> list[Row]:
+        base = self.base | {
+            "gm_yardstick": self.yardstick,
+            "gm_others": self.others,
+            "gm_clean": max(self.others, default=0.0) <= _MAX_OTHERS,
         }
-        base |= {"gm_session": session, **{f"gm_{key}": value for key, value in note.items()}}
-        rows += _finished(base, list(tests.values()), Work.of(subject.path), roofline)
-    return rows
-
-
-def _round(subject: Subject, plan: SpeedPlan) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One process; made again, at most twice, while others use the machine."""
-    for attempt in range(_TRIES):
-        rates = machine.yardstick()
-        with machine.watch() as seen:
-            found = call("speed", {"subject": asdict(subject), "plan": asdict(plan)})
-        clean = seen.others <= _MAX_OTHERS
-        if clean or attempt == _TRIES - 1:
-            break
-    return found, {"yardstick": rates, "others": round(seen.others, 4), "clean": clean}
+        return _finished(base, list(self.tests.values()), self.work, roofline)
 
 
 def _finished(base: Row, tests: list[_Series], work: Work, roofline: Roofline | None) -> list[Row]:
@@ -148,8 +170,8 @@ def _finished(base: Row, tests: list[_Series], work: Work, roofline: Roofline | 
     return rows
 
 
-def child(request: dict[str, Any]) -> dict[str, Any]:
-    """One round of one subject, in this process."""
+def child(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One round of one subject, in this process: what it runs in, then every test."""
     subject = Subject(**request["subject"])
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request["plan"].items()}
     plan = SpeedPlan(**fields)
@@ -158,32 +180,33 @@ def child(request: dict[str, Any]) -> dict[str, Any]:
     rng = np.random.default_rng(11)
     ids = rng.integers(8, engine.n_vocab, plan.n_ctx).astype(np.int32)
     engine.run(ids[:_FIRST])
-    tests = [_test(time.perf_counter() - start, n_prompt=_FIRST, n_gen=1, test="load and first token")]
+    loaded = _test(time.perf_counter() - start, n_prompt=_FIRST, n_gen=1, test="load and first token")
+    yield {"gm_isa": engine.isa, "n_threads": engine.n_threads, "build_commit": engine.build}
+    yield loaded
     engine.start(ids[:0])
     engine.run(ids[: max((*plan.n_prompt, 256))])  # pages the weights in, packs them, starts the threads
     ours: Any = engine if subject.engine == "gemmule" else None
     for depth in sorted(plan.n_depth):
         for n in plan.n_prompt:
             engine.start(ids[:depth])
-            tests.append(_timed(engine.run, ids[depth : depth + n], n_prompt=n, n_depth=depth))
+            yield _timed(engine.run, ids[depth : depth + n], n_prompt=n, n_depth=depth)
         for n in plan.n_gen:
             engine.start(ids[:depth])
             test = _timed(partial(_single_tokens, engine), ids[depth : depth + n], n_gen=n, n_depth=depth)
-            tests.append(test | ({"cache_bytes": ours.cache_bytes()} if ours else {}))
+            yield test | ({"cache_bytes": ours.cache_bytes()} if ours else {})
     if ours is not None:
         for n in plan.steps:
             engine.start(ids[:0])
             ours.step_all(ids[:n])
-            tests.append(_timed(ours.step_all, ids[n : 2 * n], n_prompt=n, step=n, test=f"step of {n}"))
+            yield _timed(ours.step_all, ids[n : 2 * n], n_prompt=n, step=n, test=f"step of {n}")
         if plan.first:
             from gemmule._bench.first_token import first_token_tests
 
-            tests += first_token_tests(ours.model)
+            yield from first_token_tests(ours.model)
         if plan.drafting:
             from gemmule._bench.drafting import drafting_tests
 
-            tests += drafting_tests(ours.model, max((*plan.n_gen, 32)))
-    return {"tests": tests, "isa": engine.isa, "n_threads": engine.n_threads, "build": engine.build}
+            yield from drafting_tests(ours.model, max((*plan.n_gen, 32)))
 
 
 def _single_tokens(engine: Engine, ids: Ids) -> None:

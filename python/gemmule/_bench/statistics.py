@@ -5,14 +5,13 @@ test whether two measurements differ.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Doubles", "compare_rows", "divergence_figures", "log_softmax", "perplexity_figures", "t_quantile"]
+__all__ = ["Doubles", "compare_rows", "divergence_figures", "log_softmax", "t_quantile"]
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
@@ -44,12 +43,6 @@ def compare_rows(reference: Floats, other: Floats, targets: NDArray[np.int32]) -
     return {"kl": kl, "dp": change, "same": same}
 
 
-def perplexity_figures(nll: Doubles) -> dict[str, float]:
-    """exp of the mean negative log-probability, and its standard error."""
-    value = math.exp(float(nll.mean()))
-    return {"ppl": value, "ppl_error": value * _mean_error(nll)}
-
-
 def divergence_figures(kl: Doubles, dp: Doubles, same: Doubles, log_ratio: Doubles) -> dict[str, float]:
     """Mean, median and tail of the divergence; RMS change of probability; share of equal top tokens; mean of
     ln(PPL / PPL of the reference). Each with its standard error, that of a quantile from the neighbouring
@@ -79,12 +72,6 @@ def divergence_figures(kl: Doubles, dp: Doubles, same: Doubles, log_ratio: Doubl
 
 def _mean_error(values: Doubles) -> float:
     return math.sqrt(float(values.var()) / (len(values) - 1)) if len(values) > 1 else 0.0
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Of a few repetitions."""
-    array = np.asarray(values, np.float64)
-    return float(array.mean()), _mean_error(array)
 
 
 def t_quantile(p: float, degrees: float) -> float:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemmule._errors import FormatError
+
 __all__ = ["Text", "load_texts", "texts_digest"]
 
 
@@ -25,7 +27,17 @@ class Text:
 def load_texts(paths: Sequence[Path] = ()) -> tuple[Text, ...]:
     """The given files, or the built-in texts by name."""
     files = list(paths) or sorted(Path(__file__).with_name("texts").glob("*.txt"))
-    return tuple(Text(path.stem, path.read_text(encoding="utf-8")) for path in files)
+    names = [path.stem for path in files]
+    if len(set(names)) < len(names):
+        raise ValueError("two texts have one name, which is what rows go by; rename one")
+    return tuple(Text(path.stem, _read(path)) for path in files)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise FormatError(f"{path} is not in UTF-8; convert it") from None
 
 
 def texts_digest(texts: Sequence[Text]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gemmule._inspect import open_header
+from gemmule._inspect import open_header, weights_read
 
 __all__ = ["Work"]
 
@@ -27,23 +27,19 @@ class Work:
 
     @classmethod
     def of(cls, path: str) -> Work:
-        weight_bytes = macs = head_macs = 0
-        tensors = open_header(path).tensors()
+        macs = head_macs = 0
+        file = open_header(path)
+        tensors = file.tensors()
         tied = not any(name == "output.weight" for name, *_ in tensors)
-        for name, _, shape, _, size, *_ in tensors:
+        for name, _, shape, *_ in tensors:
             embedding = name.startswith("token_embd")
             if name.startswith("per_layer_token_embd") or (embedding and not tied):
                 continue  # one row of it is read
-            weight_bytes += size
             if embedding or name == "output.weight":
                 head_macs = math.prod(shape)
             elif len(shape) == 2:
                 macs += math.prod(shape)
-        return cls(weight_bytes, macs, head_macs)
-
-    def decode_share(self, seconds: float, cache_bytes: float, gb_per_second: float) -> float:
-        """Ed of a token that took so long."""
-        return (self.weight_bytes + cache_bytes) / (seconds * gb_per_second * 1e9)
+        return cls(sum(weights_read(file).values()), macs, head_macs)
 
     def prefill_share(self, tokens_per_second: float, gmac_per_second: float) -> float:
         """Ep."""

@@ -1,8 +1,8 @@
 """A stream read from an event loop: the engine works in a thread, the loop stays free."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from gemmule import _core
 from gemmule._types import Delta, Reply
@@ -55,15 +55,16 @@ class AsyncStream:
 
 
 async def run(
-    start: "Callable[[_core.StopToken], Stream]", cancel: _core.StopToken | None, stream: bool
+    call: "Callable[..., Stream]", asked: Any, options: Mapping[str, Any], stream: bool
 ) -> "Reply | AsyncStream":
-    """Starts a generation in a thread; without `stream` waits for its reply. `start` reads the prompt, with
-    its media, and gets the token that ends this when the task is cancelled.
+    """Starts `call` (generate or chat) in a thread, where it reads the prompt with its media too; without
+    `stream` waits for its reply. Cancelling the task stops the engine.
     """
-    stop = _core.StopToken(cancel)
+    stop = _core.StopToken(options.get("cancel"))
     try:
-        running = AsyncStream(await asyncio.to_thread(start, stop))
+        started = await asyncio.to_thread(call, asked, stream=True, **{**options, "cancel": stop})
     except asyncio.CancelledError:
         stop.cancel()
         raise
+    running = AsyncStream(started)
     return running if stream else await running.reply()

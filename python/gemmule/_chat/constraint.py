@@ -68,6 +68,8 @@ class Constraint:
         self._matcher: llguidance.LLMatcher | None = None
         self._pending: Future[Mask] | None = None
         self._ready: Mask | None = None
+        self.looks_ahead = False  # whether somebody wants `expected`
+        self.expected: tuple[int, ...] = ()  # tokens about which the grammar leaves hardly a choice
         self._closed = False
         self._state = _THOUGHT if plan.thought_close is not None else _START
         self._in_thought = plan.thought_close is not None and plan.thought_open is None
@@ -99,7 +101,7 @@ class Constraint:
         mask = self.mask()
         if mask is not None and not _has(mask, token):
             raise ValueError(f"token {token} is not allowed at this place of the answer")
-        self._ready = None
+        self._ready, self.expected = None, ()
         plan = self._plan
         if self._state in (_ANSWER, _CALL):
             self._advance(token)
@@ -215,6 +217,10 @@ class Constraint:
         return mask
 
     def _compute(self) -> None:
+        matcher = self._matcher
+        assert matcher is not None
+        if self.looks_ahead and self._state in (_ANSWER, _CALL) and not matcher.is_accepting():
+            self.expected = tuple(matcher.compute_ff_tokens())
         self._pending = background(_next_mask, self._matcher, self._vocabulary, self._ends)
 
     def _drop(self) -> None:

@@ -38,7 +38,7 @@ from gemmule._convert.planning import (
 from gemmule._errors import FormatError, ModelNotFoundError, UnsupportedError
 from gemmule._types import ConvertReport, format_bytes
 
-__all__ = ["convert", "quantize_file"]
+__all__ = ["convert", "quantize_file", "write_files"]
 
 _COPY_BYTES = 8 << 20
 
@@ -149,7 +149,16 @@ def convert(
     if dry_run:
         reports = [dry_report(bundle, plan, encoder, n_read) for plan in plans]
     else:
-        results = _write(bundle, plans, request, encoder, overwrite, sources, progress, stop)
+        results = write_files(
+            bundle,
+            plans,
+            request,
+            encoder,
+            overwrite=overwrite,
+            sources=sources,
+            progress=progress,
+            stop=stop,
+        )
         seconds = time.monotonic() - started
         reports = [
             _report(plan, result, request, seconds, n_read)
@@ -308,15 +317,16 @@ def _specs(bundle: Bundle) -> Iterator[TensorSpec]:
     return (spec for image in _images(bundle) for spec in image.tensors)
 
 
-def _write(
+def write_files(
     bundle: Bundle,
     plans: Sequence[Plan],
     request: Request,
     encoder: _core.Encoder,
-    overwrite: bool,
-    sources: Sequence[Path],
-    progress: stream.Progress | None,
-    stop: _core.StopToken | None,
+    *,
+    overwrite: bool = False,
+    sources: Sequence[Path] = (),
+    progress: stream.Progress | None = None,
+    stop: _core.StopToken | None = None,
 ) -> list[Results]:
     """One pass; the files appear together at its end. Returns, per file, the result of each text tensor."""
     with ExitStack() as stack:

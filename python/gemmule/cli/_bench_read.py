@@ -1,17 +1,21 @@
 """The commands of `gemmule bench` that read rows: compare, plot and report."""
 
+import shutil
+import sys
 from pathlib import Path
 
 import click
 
+from gemmule.cli._bench_options import folder_option
 from gemmule.cli._common import CheckFailedError, verbosity_options
+from gemmule.cli._terminal import shows_styles
 
 __all__ = ["compare_command", "plot_command", "report_command"]
 
 _ROWS = click.Path(exists=True, path_type=Path)
 
 
-@click.command("compare")
+@click.command("compare", short_help="What changed between two measurements.")
 @click.argument("old", type=_ROWS)
 @click.argument("new", type=_ROWS)
 @click.option(
@@ -24,7 +28,7 @@ _ROWS = click.Path(exists=True, path_type=Path)
 )
 @click.option("--json", "as_json", is_flag=True, help="Rows of JSON.")
 @verbosity_options
-def compare_command(old: Path, new: Path, conditions: tuple[str, ...], as_json: bool) -> None:  # fmt: skip
+def compare_command(old: Path, new: Path, conditions: tuple[str, ...], as_json: bool) -> None:
     """What changed from the rows of OLD to those of NEW: files of JSON lines, or folders of reports. A change
     within its error is called indistinguishable.
     """
@@ -42,49 +46,40 @@ def compare_command(old: Path, new: Path, conditions: tuple[str, ...], as_json: 
         raise CheckFailedError(f"worse than allowed: {'; '.join(broken)}")
 
 
-@click.command("plot")
+@click.command("plot", short_help="Pictures of rows, in files or in the terminal.")
 @click.argument("rows", nargs=-1, required=True, type=_ROWS)
-@click.option(
-    "-o",
-    "--output",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The folder for the pictures.  [beside the rows]",
-)
+@folder_option("The folder for the pictures.  [beside the rows]", required=False)
 @click.option("--png", is_flag=True, help="PNG besides SVG.")
 @click.option("--term", is_flag=True, help="Draw in the terminal instead.")
 @verbosity_options
-def plot_command(rows: tuple[Path, ...], folder: Path | None, png: bool, term: bool) -> None:  # fmt: skip
+def plot_command(rows: tuple[Path, ...], folder: Path | None, png: bool, term: bool) -> None:
     """Pictures of rows: size against quality, tokens per second, memory, depth, roofline, drafting."""
     from gemmule._bench.formats import check_comparable, read_rows
+    from gemmule._errors import FormatError
 
     found = [row for path in rows for row in read_rows(path)]
     check_comparable(found)
     if term:
         from gemmule._bench.terminal import terminal_plots
 
-        click.echo(terminal_plots(found), nl=False)
-        return
-    from gemmule._bench.plots import write_plots
+        width = max(60, shutil.get_terminal_size().columns)
+        text = terminal_plots(found, width=width, colours=shows_styles(sys.stdout))
+    else:
+        from gemmule._bench.plots import write_plots
 
-    if folder is None:
-        folder = rows[0] if rows[0].is_dir() else rows[0].parent
-    for written in write_plots(found, folder, png=png):
-        click.echo(written)
+        if folder is None:
+            folder = rows[0] if rows[0].is_dir() else rows[0].parent
+        text = "".join(f"{path}\n" for path in write_plots(found, folder, png=png))
+    if not text:
+        raise FormatError("these rows hold nothing that can be drawn; measure speed, memory or quality")
+    click.echo(text, nl=False, color=True)
 
 
-@click.command("report")
+@click.command("report", short_help="The report of `all`, of rows measured before.")
 @click.argument("rows", nargs=-1, required=True, type=_ROWS)
-@click.option(
-    "-o",
-    "--output",
-    "folder",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The folder of the report.",
-)
+@folder_option("The folder of the report.", required=True)
 @verbosity_options
-def report_command(rows: tuple[Path, ...], folder: Path) -> None:  # fmt: skip
+def report_command(rows: tuple[Path, ...], folder: Path) -> None:
     """The report that `bench all` writes, of rows that were measured one after the other."""
     from gemmule._bench.formats import read_rows
     from gemmule._bench.report import write_report

@@ -23,18 +23,11 @@ def check_output(output: Path) -> None:
 
 def write_output(output: Path, text: str) -> None:
     """The whole text or the old file, never a part; with the permissions a plain write would give."""
-    from gemmule._cache import atomic_write
+    from gemmule._cache import public_write
 
     target = output.resolve()
     if target.exists() and not target.is_file():
         target.write_text(text, encoding="utf-8")
         return
-    if target.exists():
-        mode = target.stat().st_mode & 0o777
-    else:
-        mask = os.umask(0)
-        os.umask(mask)
-        mode = 0o666 & ~mask
-    with atomic_write(target) as out:
+    with public_write(target) as out:
         out.write(text.encode("utf-8", "replace"))
-        Path(out.name).chmod(mode)

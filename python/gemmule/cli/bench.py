@@ -14,13 +14,16 @@ from gemmule.cli._bench_read import compare_command, plot_command, report_comman
 __all__ = ["bench_command"]
 
 
-@click.group("bench", context_settings={"help_option_names": ["-h", "--help"]})
-def bench_command() -> None:
+@click.group("bench", invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def bench_command(ctx: click.Context) -> None:
     """Measure model files on this machine: speed, memory, quality.
 
     Results are rows of JSON with llama-bench's field names. A busy machine is refused, runs of several files
     take turns, and every figure has its spread.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 for _command in (

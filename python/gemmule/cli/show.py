@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -58,7 +59,7 @@ def show_command(
     """What is inside FILE, and does it fit in memory here. Reads the header only. FILE defaults to
     $GEMMULE_MODEL.
     """
-    from gemmule._inspect import info_of, open_header
+    from gemmule._inspect import open_header
 
     wanted = _sizes(sizes) if memory else []
     opened = open_header(find_model(file))
@@ -68,15 +69,8 @@ def show_command(
     if template and _TEMPLATE not in keys:
         raise click.UsageError(f"{opened.path} has no chat template")
     out: dict[str, Any] = {}
-    info = info_of(opened)
     if not (tensors or meta or key or template or memory):
-        out["info"] = {
-            **info.to_dict(),
-            "tensor_types": _tensor_types(opened),
-            "n_tensors": len(opened.tensors()),
-            "n_packed": sum(layout != "gguf" for *_, layout in opened.tensors()),
-            "card": _card(opened),
-        }
+        out["info"] = _described(opened)
     if meta or key:
         out["meta"] = {name: _plain(opened, name, full=False) for name in (keys if meta else [])}
         if key:
@@ -106,6 +100,22 @@ def show_command(
         click.echo(f"{row['name']:<40} {row['type']:<6} {shape:<16} {row['n_bytes']}{packed}")
     if memory:
         _print_memory(plans)
+
+
+def _described(file: "Header") -> dict[str, Any]:
+    from gemmule._inspect import info_of
+    from gemmule._roofline import speed_limit
+
+    info = info_of(file)
+    limit = speed_limit(file) if info.n_layers else None  # a media part has none
+    return {
+        **info.to_dict(),
+        "tensor_types": _tensor_types(file),
+        "n_tensors": len(file.tensors()),
+        "n_packed": sum(layout != "gguf" for *_, layout in file.tensors()),
+        "card": _card(file),
+        "speed_limit": None if limit is None else asdict(limit),
+    }
 
 
 def _sizes(text: str) -> list[int | str]:
@@ -157,6 +167,11 @@ def _print_info(info: dict[str, Any]) -> None:
         rows["context"] = f"up to {info['n_ctx_train']} tokens"
         rows["layers"] = f"{info['n_layers']} of width {info['d_model']}"
         rows["vocabulary"] = f"{info['n_vocab']} tokens"
+    if limit := info["speed_limit"]:
+        rows["speed"] = (
+            f"at most {limit['tokens_per_second']:.1f} tokens per second here without drafting "
+            f"(read bandwidth {limit['gb_per_second']:.0f} GB/s)"
+        )
     if info["sections"]:
         rows["sections"] = ", ".join(info["sections"])
     card = info["card"]
