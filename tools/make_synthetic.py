@@ -1,225 +1,174 @@
-"""Write a GGUF file of the true shapes of Gemma 4 12B with random weights, for speed work without weights.
+"""Write GGUF files of the true shapes of Gemma 4 12B with random weights, for speed work without weights.
 
-The types follow the public Q4_K_M rule (Q6_K for the embedding and for half of the value and down
-projections) or are Q8_0 throughout. Every code is random and valid; the f16 scales are U(0.5, 1.5) times
-what gives rows of unit gain, so activations stay finite through all layers. The text such a model writes
-means nothing. Tensors are made and written in pieces of about 8 MB, so memory use does not grow with the
-file. Tensor bytes of 48 layers: 7,365,558,464 (Q4_K_M), 12,653,822,144 (Q8_0). With --drafter the file is the
-12B's drafter, which fits such models of any number of layers.
+They are what `gemmule convert` writes from a checkpoint of these shapes: text model, image and sound
+embedders, drafter, a vocabulary of 262,144 tokens with the true special ones, checksums. Only the numbers of
+the matrices come from nowhere: random codes with f16 scales of U(0.5, 1.5) times what gives rows of unit
+gain, so activations stay finite through all layers; the text such a model writes means nothing. Matrices are
+made while they are written, so memory does not grow with the file, and the same arguments always give the
+same bytes. 48 layers take 7.4 GB in Q4_K_M and 12.7 GB in Q8_0, media 0.2 GB, the drafter 0.45 GB (Q8_0).
 
-Usage: python tools/make_synthetic.py OUT.gguf --layers 6 --type Q4_K_M [--layout packed]
-       python tools/make_synthetic.py mtp-OUT.gguf --drafter Q8_0
+Usage: python tools/make_synthetic.py 12b-shaped.gguf --layers 6
+       python tools/make_synthetic.py FOLDER --type Q4_K_M Q8_0      the whole set, 12b-shaped-TYPE.gguf
+       gemmule split 12b-shaped.gguf                                 text, media and drafter as three files
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import sys
+import tempfile
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
-import gguf
 import numpy as np
 
-from make_tiny_model import Shape, write_header
+import gemmule
+from gemmule import _core
+from gemmule._convert import mixes
+from gemmule._convert.checkpoint import load_checkpoint
+from gemmule._convert.convert import write_files
+from gemmule._convert.image import Bundle, Image
+from gemmule._convert.planning import FLOATS, Request, make_plan
 
-__all__ = ["shape_12b", "shape_drafter", "type_of", "write_synthetic"]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from make_synthetic_checkpoint import write_checkpoint
 
-_ALIGNMENT = 32
-_PIECE = 8 << 20
+__all__ = ["RandomRows", "write_like", "write_synthetic"]
 
+NAME = "12b-shaped"
+_SHARD_BYTES = 5_000_000_000
+_NOISE_BYTES = 68 << 20  # more than the converter asks for at a time: 32 MiB, of numbers of two bytes or more
 
-@dataclass(frozen=True)
-class _Format:
-    """Where the f16 scales of a block lie, and their mean for rows whose numbers have variance 1 / cols.
-
-    Q4_K: (d sc) q - (dmin mn) with sc and mn up to 63 and q up to 15: the means cancel at dmin = 7.5 d.
-    """
-
-    scales: tuple[tuple[int, float], ...]
-
-
-_FORMATS = {
-    "Q4_K": _Format(((0, 2.0**-8), (2, 7.5 * 2.0**-8))),
-    "Q6_K": _Format(((208, 2.0**-10),)),
-    "Q8_0": _Format(((0, 2.0**-6),)),
+# Where the f16 scales of a block lie, and their sizes beside one another. With a minimum, the codes' mean
+# cancels: (d s) q - (dmin m) has s and m from the same bits, so dmin is d times the mean of q.
+_SCALES: dict[str, tuple[tuple[int, float], ...]] = {
+    "Q4_0": ((0, 1.0),),
+    "Q4_1": ((0, 1.0), (2, -7.5)),
+    "Q5_0": ((0, 1.0),),
+    "Q5_1": ((0, 1.0), (2, -15.5)),
+    "Q8_0": ((0, 1.0),),
+    "Q2_K": ((80, 1.0), (82, 1.5)),
+    "Q3_K": ((108, 1.0),),
+    "Q4_K": ((0, 1.0), (2, 7.5)),
+    "Q5_K": ((0, 1.0), (2, 15.5)),
+    "Q6_K": ((208, 1.0),),
 }
 
 
-def shape_12b(n_layers: int) -> Shape:
-    """The 12B with fewer layers; every sixth is global."""
-    return Shape(
-        "gemma4",
-        d_model=3840,
-        d_ff=15360,
-        n_heads=16,
-        n_kv_heads=8,
-        n_kv_heads_global=1,
-        head_dim=256,
-        head_dim_global=512,
-        window=1024,
-        sliding_layers=tuple(i % 6 != 5 for i in range(n_layers)),
-        n_vocab=262144,
-        n_ctx=262144,
-    )
+@cache
+def _noise(kind: str) -> np.ndarray:
+    """Random codes uint8 [bytes], or Gaussian numbers float32 [numbers]."""
+    rng = np.random.default_rng(1)
+    if kind in FLOATS:
+        return rng.standard_normal(_NOISE_BYTES // 4, dtype=np.float32)
+    return rng.integers(0, 256, _NOISE_BYTES, dtype=np.uint8)
 
 
-def shape_drafter() -> Shape:
-    """The assistant of the 12B."""
-    pattern = (True, True, True, False)
-    return replace(
-        shape_12b(0),
-        arch="gemma4-assistant",
-        d_model=1024,
-        d_ff=8192,
-        sliding_layers=pattern,
-        n_shared=len(pattern),
-    )
+def _set_scales(blocks: np.ndarray, kind: str, d: np.ndarray) -> None:
+    """Writes the scales of blocks uint8 [n, block size], d float [n]."""
+    for offset, ratio in _SCALES[kind]:
+        blocks[:, offset : offset + 2] = (ratio * d).astype("<f2").view(np.uint8).reshape(-1, 2)
 
 
-def _more(i: int, n: int) -> bool:
-    """The layers to which the rule of the _M mixes gives more bits."""
-    return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
-
-
-def type_of(name: str, layer: int, n_layers: int, v_index: int, n_v: int, mix: str) -> str:
-    """The tensor type of a matrix in this mix."""
-    if mix != "Q4_K_M":
-        return mix
-    if name == "token_embd":
-        return "Q6_K"
-    if name == "attn_v" and _more(v_index, n_v):
-        return "Q6_K"
-    if name == "ffn_down" and _more(layer, n_layers):
-        return "Q6_K"
-    return "Q4_K"
+@cache
+def _deviation(kind: str) -> float:
+    """Of the numbers that random codes stand for at scale 1."""
+    elements, size = gemmule._quant._BLOCKS[kind]
+    n = 4096
+    blocks = _noise(kind)[: n * size].reshape(n, size).copy()
+    _set_scales(blocks, kind, np.ones(n))
+    return float(gemmule.dequantize(blocks.reshape(-1), kind, (n * elements,)).std())
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """One tensor of the file: [rows, cols], a vector where rows is 0."""
+class RandomRows:
+    """A matrix [n_rows, n_cols] of one type, of variance 1 / n_cols, that follows from its name."""
 
-    name: str
-    kind: str
-    rows: int
-    cols: int
+    origin: str
+    n_rows: int
+    n_cols: int
+    dtype: str
 
-    @property
-    def n_bytes(self) -> int:
-        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.kind]]
-        return max(self.rows, 1) * self.cols // block * size
-
-
-def _entries(shape: Shape, mix: str) -> Iterator[_Entry]:
-    n_layers, n_v = len(shape.sliding_layers), sum(shape.sliding_layers)
-    d_model, d_ff = shape.d_model, shape.d_ff
-    v_index = 0
-
-    def matrix(block: str, stem: str, rows: int, cols: int, layer: int = 0) -> _Entry:
-        kind = type_of(stem, layer, n_layers, v_index, n_v, mix)
-        return _Entry(f"{block}{stem}.weight", kind, rows, cols)
-
-    yield matrix("", "token_embd", shape.n_vocab, d_model)
-    yield _Entry("output_norm.weight", "F32", 0, d_model)
-    is_drafter = shape.n_shared == n_layers
-    if is_drafter:
-        d_target = shape_12b(0).d_model
-        yield matrix("", "nextn.pre_projection", d_model, 2 * d_target)
-        yield matrix("", "nextn.post_projection", d_target, d_model)
-    for i, sliding in enumerate(shape.sliding_layers):
-        head_dim = shape.head_dim if sliding else shape.head_dim_global
-        kv = (shape.n_kv_heads if sliding else shape.n_kv_heads_global) * head_dim
-        q = shape.n_heads * head_dim
-        block = f"blk.{i}."
-        for norm in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
-            yield _Entry(f"{block}{norm}.weight", "F32", 0, d_model)
-        yield _Entry(f"{block}attn_q_norm.weight", "F32", 0, head_dim)
-        if not is_drafter:
-            yield _Entry(f"{block}attn_k_norm.weight", "F32", 0, head_dim)
-        yield _Entry(f"{block}layer_output_scale.weight", "F32", 0, 1)
-        yield matrix(block, "attn_q", q, d_model, i)
-        if not is_drafter:
-            yield matrix(block, "attn_k", kv, d_model, i)
-        if sliding and not is_drafter:
-            yield matrix(block, "attn_v", kv, d_model, i)
-            v_index += 1
-        yield matrix(block, "attn_output", d_model, q, i)
-        yield matrix(block, "ffn_gate", d_ff, d_model, i)
-        yield matrix(block, "ffn_up", d_ff, d_model, i)
-        yield matrix(block, "ffn_down", d_model, d_ff, i)
+    def read_into(self, first: int, n: int, out: np.ndarray) -> None:
+        """Rows [first, first + n) as stored bytes: the noise from a random place on."""
+        rng = np.random.default_rng([zlib.crc32(self.origin.encode()), first])
+        noise, gain = _noise(self.dtype), 1 / np.sqrt(self.n_cols)
+        if self.dtype in FLOATS:
+            start = int(rng.integers(noise.size - n * self.n_cols))
+            numbers = noise[start : start + n * self.n_cols] * np.float32(gain)
+            if self.dtype == "BF16":
+                numbers = (numbers.view(np.uint32) >> 16).astype(np.uint16)
+            elif self.dtype == "F16":
+                numbers = numbers.astype(np.float16)
+            out[:] = numbers.view(np.uint8)
+            return
+        start = int(rng.integers(noise.size - out.size))
+        out[:] = noise[start : start + out.size]
+        blocks = out.reshape(-1, gemmule._quant._BLOCKS[self.dtype][1])
+        spread = rng.uniform(0.5, 1.5, len(blocks))
+        _set_scales(blocks, self.dtype, spread * gain / _deviation(self.dtype))
 
 
-def _pieces(entry: _Entry, noise: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """The bytes of a tensor, uint8 [blocks, block size] at a time; noise: uint8 [2 * _PIECE]."""
-    if entry.rows == 0:
-        yield rng.uniform(0.9, 1.1, entry.cols).astype(np.float32).view(np.uint8)
-        return
-    size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[entry.kind]][1]
-    left = entry.n_bytes // size
-    while left:
-        n = min(left, _PIECE // size)
-        left -= n
-        start = int(rng.integers(noise.size - n * size))
-        blocks = noise[start : start + n * size].reshape(n, size).copy()
-        spread = rng.uniform(0.5, 1.5, n) / np.sqrt(entry.cols)
-        for offset, mean in _FORMATS[entry.kind].scales:
-            blocks[:, offset : offset + 2] = (spread * mean).astype(np.float16).view(np.uint8).reshape(n, 2)
-        yield blocks
+def _random(image: Image, name: str) -> Image:
+    """The image with random matrices in the types of the mix; vectors stay as they are."""
+    types = mixes.assign_types(image, name)
+    tensors = [
+        replace(spec, rows=RandomRows(spec.name, spec.rows.n_rows, spec.rows.n_cols, types[spec.name]))
+        if spec.rows.n_rows > 1
+        else spec
+        for spec in image.tensors
+    ]
+    return Image(image.metadata, tuple(tensors))
 
 
-def write_synthetic(path: Path, shape: Shape, *, mix: str, seed: int) -> None:
-    """Write the file. The same arguments always give the same bytes."""
-    rng = np.random.default_rng(seed)
-    noise = rng.integers(0, 256, 2 * _PIECE, dtype=np.uint8)
-    writer = gguf.GGUFWriter(str(path), shape.arch)
-    write_header(writer, shape, seed=seed, type_name="F32")
-    if shape.n_shared:
-        writer.add_uint32(f"{shape.arch}.embedding_length_out", shape_12b(0).d_model)
-        writer.add_uint32(f"{shape.arch}.nextn_predict_layers", shape.n_shared)
-    ready = [info.tensor for info in writer.tensors[0].values()]  # the rotary factors
-    entries = list(_entries(shape, mix))
-    for entry in entries:
-        extents = (entry.rows, entry.cols) if entry.rows else (entry.cols,)
-        kind = gguf.GGMLQuantizationType[entry.kind]
-        writer.add_tensor_info(entry.name, extents, np.dtype(np.float32), entry.n_bytes, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    with path.open("ab") as file:
+def write_like(
+    checkpoint: Path, out: Path, *, kind: str, drafter_kind: str = "Q8_0", layout: str = "gguf"
+) -> None:
+    """Writes what converting the checkpoint (and the assistant beside it) to this type would give, with
+    random matrices. Numbers of the checkpoint's matrices are not read, so they may be holes.
+    """
+    bundle = load_checkpoint(checkpoint)
+    kinds = {"mmproj": "F32", "drafter": drafter_kind}
+    sections = {name: _random(image, kinds[name]) for name, image in bundle.sections.items()}
+    bundle = Bundle(_random(bundle.text, kind), sections, bundle.source, bundle.source_dtype)
+    request = Request(drafter_type=drafter_kind, is_packed=layout == "packed")
+    encoder = _core.Encoder(1)  # has nothing to do but to copy
+    plan = make_plan(bundle, out, kind, kind, request, encoder)
+    write_files(bundle, [plan], request, encoder, overwrite=True)
 
-        def align() -> None:
-            file.write(b"\0" * (-file.tell() % _ALIGNMENT))
 
-        align()
-        for tensor in ready:
-            assert tensor is not None
-            file.write(tensor.tobytes())
-            align()
-        for entry in entries:
-            for piece in _pieces(entry, noise, rng):
-                file.write(piece.data)
-            align()
+def write_synthetic(
+    files: Sequence[tuple[Path, str]], *, n_layers: int = 48, drafter_kind: str = "Q8_0", layout: str = "gguf"
+) -> None:
+    """Writes files (path, type) of the 12B's shapes with so many layers; every sixth is global."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / NAME
+        write_checkpoint(checkpoint, n_layers=n_layers, shard_bytes=_SHARD_BYTES, sparse=True)
+        assistant = checkpoint.with_name(f"{NAME}-assistant")
+        write_checkpoint(assistant, n_layers=0, shard_bytes=_SHARD_BYTES, sparse=True, assistant=True)
+        for path, kind in files:
+            write_like(checkpoint, path, kind=kind, drafter_kind=drafter_kind, layout=layout)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--drafter", choices=["Q4_K_M", "Q8_0"], help="write the drafter, of this type")
-    parser.add_argument("--type", default="Q4_K_M", choices=["Q4_K_M", "Q8_0"])
+    parser.add_argument("out", type=Path, help="the file, NAME.gguf, or the folder of several")
+    parser.add_argument("--layers", type=int, default=48, help="one alone is global, which fits no drafter")
+    parser.add_argument("--type", nargs="+", default=["Q4_K_M"], metavar="TYPE", help="types, as of convert")
+    parser.add_argument("--drafter", default="Q8_0", metavar="TYPE", help="the drafter's type (Q8_0)")
     parser.add_argument("--layout", default="gguf", choices=["gguf", "packed"])
-    parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    rows = args.out if args.layout == "gguf" else args.out.with_name(args.out.name + ".rows")
-    shape = shape_drafter() if args.drafter else shape_12b(args.layers)
-    write_synthetic(rows, shape, mix=args.drafter or args.type, seed=args.seed)
-    if args.layout == "packed":
-        import gemmule
-
-        gemmule.pack(rows, args.out, overwrite=True)
-        rows.unlink()
-    print(f"{args.out}: {args.out.stat().st_size} bytes")
+    if args.out.suffix == ".gguf" and len(args.type) == 1:
+        files = [(args.out, args.type[0])]
+    else:
+        args.out.mkdir(exist_ok=True)
+        files = [(args.out / f"{NAME}-{kind}.gguf", kind) for kind in args.type]
+    write_synthetic(files, n_layers=args.layers, drafter_kind=args.drafter, layout=args.layout)
+    for path, _ in files:
+        print(f"{path}: {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from export_checkpoint import Entry, round_to, write_shards
-from make_tiny_model import GEMMA4_TEMPLATE
 
 __all__ = ["entries_12b", "entries_assistant", "write_checkpoint"]
 
+_TEMPLATE = Path(__file__).resolve().parents[1] / "python" / "gemmule" / "_chat" / "gemma4.jinja"
 D_MODEL, D_FF, N_HEADS, N_VOCAB = 3840, 15360, 16, 262144
 HEAD_DIM, HEAD_DIM_GLOBAL, KV_HEADS, KV_HEADS_GLOBAL = 256, 512, 8, 1
 DRAFT_WIDTH, DRAFT_FF, DRAFT_LAYERS = 1024, 8192, 4
@@ -361,7 +361,7 @@ def _write_tokenizer(folder: Path) -> None:
         "unk_token": "<unk>",
     }
     _write_json(folder / "tokenizer_config.json", config)
-    (folder / "chat_template.jinja").write_text(GEMMA4_TEMPLATE, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(_TEMPLATE.read_text("utf-8"), encoding="utf-8")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

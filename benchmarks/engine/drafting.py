@@ -1,12 +1,13 @@
 """What drafting gains: at given shares of right drafts on a model with its drafter, by lookup on real text.
 
 The answer is given, token by token, so weights may be random and every way runs the same tokens. "steps":
-drafts are scripted, each right with chance a; the drafter runs for what it costs. First V(T), the time of a
-pass of T rows, and c, a step of the drafter, in passes of one row; then tokens a second with k drafts and
-with as many as pay, beside what V and c predict. "lookup": the answer is a text with some of its words
-replaced behind a prompt that holds the text (editing), sentences of the prompt between new ones (quoting), or
-new text alone. Each way is measured in turns with the plain one; speeds are those of whole answers. "chat": a
-model that has a drafter of its own answers questions of several kinds, greedily, with and without it.
+drafts are scripted, each right with chance a; the drafter, by default the file's own, runs for what it costs.
+First V(T), the time of a pass of T rows, and c, a step of the drafter, in passes of one row; then tokens a
+second with k drafts and with as many as pay, beside what V and c predict. "lookup": the answer is a text with
+some of its words replaced behind a prompt that holds the text (editing), sentences of the prompt between new
+ones (quoting), or new text alone. Each way is measured in turns with the plain one; speeds are those of whole
+answers. "chat": a model that has a drafter of its own answers questions of several kinds, greedily, with and
+without it.
 
 Usage: python benchmarks/engine/drafting.py steps MODEL.gguf [--drafter FILE] [--accept 0 0.7] [--json OUT]
        python benchmarks/engine/drafting.py lookup MODEL.gguf TEXT [--json OUT]
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from gemmule import _core
+from gemmule._inspect import section_file
 
 N_DRAFTS = 12
 
@@ -34,10 +36,12 @@ class Runs:
     """A model and answers that are given."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.model = _core.Model(str(args.model), n_threads=args.threads)
+        file = _core.GgufFile(str(args.model))
+        self.model = _core.Model(file, n_threads=args.threads)
         self.drafter = None
-        if getattr(args, "drafter", None):
-            self.drafter = _core.Drafter(self.model, _core.GgufFile(str(args.drafter)))
+        if args.command == "steps":
+            drafter = _core.GgufFile(str(args.drafter)) if args.drafter else section_file(file, "drafter")
+            self.drafter = _core.Drafter(self.model, drafter) if drafter else None
         self.sampler = _core.Sampler(temperature=0)
         self.table = _core.DraftTable()
 

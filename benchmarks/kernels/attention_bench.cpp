@@ -2,7 +2,7 @@
 // f32 multiply-adds the core can do: q.k and p.v at the visible positions, over thread CPU time (a shared
 // machine does not count). Best of several runs. Shapes: steps of a prompt; decode at three depths for the
 // two kinds of layers of Gemma 4 12B. The last lines are decode steps through the whole backend, on all
-// threads, over wall time. Run: attention_bench [isa]
+// threads, over wall time. Run: attention_bench [--json] [isa [words of a shape]]
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -163,7 +163,7 @@ double giga_macs_per_second(const gemmule::KernelTable& kernels, const Shape& s)
 
 // One token of all layers of a kind, as a decode step runs it: the cache of every layer is other memory.
 void backend_step(const char* what, KvKind kind, int64_t layers, int64_t kv_heads, int64_t dim,
-                  int64_t n_turned, int64_t context) {
+                  int64_t n_turned, int64_t context, bool json) {
   const auto be = gemmule::open_cpu("", 0);
   be->reserve(1, 16 * dim, dim);
   const gemmule::Rows q = be->alloc(1, 16 * dim), y = be->alloc(1, 16 * dim);
@@ -185,32 +185,41 @@ void backend_step(const char* what, KvKind kind, int64_t layers, int64_t kv_head
   const double n_bytes =
       static_cast<double>(layers * kv_heads * context * (caches[0].view.k_row() + caches[0].view.v_row()));
   const double macs = 2.0 * static_cast<double>(layers * 16 * dim * context);
-  std::printf("%-28s %lld layers, %5lld positions %-4s %s %7.2f ms  %6.1f GMAC/s  %5.1f GB/s\n", what,
-              static_cast<long long>(layers), static_cast<long long>(context), name_of(kind),
-              n_turned > 0 ? "shared" : "      ", best * 1e3, macs / best * 1e-9, n_bytes / best * 1e-9);
+  const char* const line =
+      json ? "{\"mode\": \"attention step\", \"name\": \"%s\", \"layers\": %lld, \"context\": %lld, "
+             "\"type\": \"%s\", "
+             "\"values\": \"%s\", \"ms\": %.3f, \"GMAC/s\": %.2f, \"GB/s\": %.2f}\n"
+           : "%-28s %lld layers, %5lld positions %-4s %-6s %7.2f ms  %6.1f GMAC/s  %5.1f GB/s\n";
+  std::printf(line, what, static_cast<long long>(layers), static_cast<long long>(context), name_of(kind),
+              n_turned > 0 ? "shared" : "", best * 1e3, macs / best * 1e-9, n_bytes / best * 1e-9);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
+  const bool json = argc > 1 && std::string_view(argv[1]) == "--json";
+  if (json) --argc, ++argv;
   const std::string only = argc > 1 ? argv[1] : "", words = argc > 2 ? argv[2] : "";
+  const char* const line = json ? "{\"mode\": \"attention\", \"isa\": \"%s\", \"name\": \"%s\", "
+                                  "\"head_dim\": %d, \"context\": %lld, \"type\": "
+                                  "\"%s\", \"values\": \"%s\", \"GMAC/s\": %.2f, \"share\": %.4f}\n"
+                                : "%-7s %-28s d=%d context=%-5lld %-4s %-6s %6.2f GMAC/s  %.2f\n";
   for (const gemmule::KernelLevel& level : gemmule::kernel_levels(gemmule::detect_cpu_features())) {
     if (!level.supported || (!only.empty() && only != level.table->name)) continue;
     const double peak = peak_of(level.table->name);
     for (const Shape& s : kShapes) {
       if (std::string_view(s.what).find(words) == std::string_view::npos) continue;
       const double speed = giga_macs_per_second(*level.table, s);
-      std::printf("%-7s %-28s d=%d context=%-5lld %-4s %s %6.2f GMAC/s  %.2f\n", level.table->name, s.what,
-                  s.head_dim, static_cast<long long>(s.context), name_of(s.kind),
-                  s.n_turned > 0 ? "shared" : "      ", speed, peak > 0 ? speed / peak : 0);
+      std::printf(line, level.table->name, s.what, s.head_dim, static_cast<long long>(s.context),
+                  name_of(s.kind), s.n_turned > 0 ? "shared" : "", speed, peak > 0 ? speed / peak : 0);
     }
   }
   if (!std::string_view("decode step").starts_with(words)) return 0;
   for (const KvKind kind : {KvKind::F16, KvKind::Q8_0}) {
-    backend_step("decode step, sliding layers", kind, 40, 8, 256, 0, 1024);
+    backend_step("decode step, sliding layers", kind, 40, 8, 256, 0, 1024, json);
     for (const int64_t context : {4096, 16384, 32768})
-      backend_step("decode step, global layers", kind, 8, 1, 512, 64, context);
+      backend_step("decode step, global layers", kind, 8, 1, 512, 64, context, json);
   }
-  backend_step("decode step, global layers", KvKind::F16, 8, 1, 512, 0, 32768);
+  backend_step("decode step, global layers", KvKind::F16, 8, 1, 512, 0, 32768, json);
   return 0;
 }

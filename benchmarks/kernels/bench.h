@@ -1,22 +1,15 @@
-// What the benchmarks in C++ share: clocks, memory of a given page size and reading it (from the core's
-// roofline), and random numbers.
+// What the benchmarks in C++ share: clocks, memory of a given page size and reading it, products (all from
+// the core's roofline), and random numbers.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
 #include "backend/cpu/read_memory.h"
+#include "backend/cpu/roofline_product.h"
 #include "core/dtype.h"
 
 namespace gemmule::bench {
-
-struct Lcg {
-  uint64_t state = 1;
-  uint32_t next() {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return static_cast<uint32_t>(state >> 33);
-  }
-};
 
 // Random numbers of a type of the cache, about 2^-7 to 1 in size: what they are does not change the time, as
 // long as none is subnormal.

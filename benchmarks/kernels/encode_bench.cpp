@@ -1,8 +1,8 @@
 // Speed of the encoders, from BF16 rows with and without importance, in millions of weights a second; with
 // the path of a shared library that exports llama.cpp's ggml_quantize_chunk, also that encoder (from F32, one
 // thread) on the same numbers and the ratio. Thread CPU time for one thread, wall-clock time for more; best
-// of three. Run: encode_bench [isa] [format] [threads] [peer.so]; an empty argument means the best, all, 1,
-// none.
+// of three. Run: encode_bench [--json] [isa] [format] [threads] [peer.so]; an empty argument means the best,
+// all, 1, none.
 #include <dlfcn.h>
 #include <time.h>
 
@@ -49,6 +49,8 @@ double measure(clockid_t clock, const std::function<void()>& encode) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const bool json = argc > 1 && std::string(argv[1]) == "--json";
+  if (json) --argc, ++argv;
   const std::string isa = argc > 1 ? argv[1] : "";
   const std::string format = argc > 2 ? argv[2] : "";
   const int n_threads = argc > 3 && argv[3][0] != '\0' ? std::atoi(argv[3]) : 1;
@@ -79,8 +81,9 @@ int main(int argc, char** argv) {
 
   gemmule::Encoder encoder(n_threads, isa);
   const clockid_t clock = n_threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC;
-  std::printf("isa %s, %d thread(s), %lld x %lld; millions of weights a second\n", encoder.isa(), n_threads,
-              static_cast<long long>(kRows), static_cast<long long>(kCols));
+  if (!json)
+    std::printf("isa %s, %d thread(s), %lld x %lld; millions of weights a second\n", encoder.isa(), n_threads,
+                static_cast<long long>(kRows), static_cast<long long>(kCols));
   for (const DType dtype : kFormats) {
     if (!format.empty() && format != gemmule::dtype_name(dtype)) continue;
     std::vector<uint8_t> out(static_cast<size_t>(kRows * gemmule::row_bytes(dtype, kCols)));
@@ -91,14 +94,21 @@ int main(int argc, char** argv) {
                         kRows, kCols, w},
                        nullptr);
       });
-      std::printf("%-5s %-10s %8.1f", gemmule::dtype_name(dtype), w != nullptr ? "importance" : "plain",
-                  ours);
-      if (peer != nullptr) {
-        const double theirs = measure(CLOCK_THREAD_CPUTIME_ID, [&] {
-          peer(static_cast<int>(dtype), x.data(), out.data(), 0, kRows, kCols, w);
-        });
-        std::printf("   peer %8.1f   ratio %6.2f", theirs, ours / theirs);
+      const char* const kind = w != nullptr ? "importance" : "plain";
+      double theirs = 0;
+      if (peer != nullptr)
+        theirs = measure(CLOCK_THREAD_CPUTIME_ID,
+                         [&] { peer(static_cast<int>(dtype), x.data(), out.data(), 0, kRows, kCols, w); });
+      const char* const name = gemmule::dtype_name(dtype);
+      if (json) {
+        std::printf(
+            "{\"isa\": \"%s\", \"type\": \"%s\", \"weights\": \"%s\", \"threads\": %d, "
+            "\"M/s\": %.1f}\n",
+            encoder.isa(), name, kind, n_threads, ours);
+        continue;
       }
+      std::printf("%-5s %-10s %8.1f", name, kind, ours);
+      if (peer != nullptr) std::printf("   peer %8.1f   ratio %6.2f", theirs, ours / theirs);
       std::printf("\n");
     }
   }

@@ -28,14 +28,16 @@
 
 namespace {
 
-using gemmule::ActRows;
+using gemmule::Arena;
 using gemmule::DType;
 using gemmule::KernelTable;
 using gemmule::kPanelRows;
 using gemmule::ThreadPool;
-using gemmule::bench::Lcg;
+using gemmule::bench::Activations;
+using gemmule::bench::Matrix;
 using gemmule::bench::Pages;
 using gemmule::bench::PageSize;
+using gemmule::bench::Pass;
 using gemmule::bench::ReadWay;
 using gemmule::bench::thread_seconds;
 using gemmule::bench::wall_seconds;
@@ -75,74 +77,7 @@ struct Options {
   }
 };
 
-// Random bytes where every 16-bit pair is a small half float, whatever the block layout.
-void fill(uint8_t* w, size_t n) {
-  Lcg rng;
-  for (size_t i = 0; i + 2 <= n; i += 2) {
-    const uint16_t half = static_cast<uint16_t>(0x1000u | (rng.next() & 0x8fffu));
-    std::memcpy(w + i, &half, 2);
-  }
-}
-
-struct Activations {
-  std::vector<float> x;
-  std::vector<int8_t> q;
-  std::vector<float> d;
-  std::vector<int16_t> sums;
-  ActRows rows;
-
-  Activations(const KernelTable& kernels, DType dtype, int64_t n, int64_t k) {
-    const bool k_quant = gemmule::dtype_info(dtype).block_size == 256;
-    const int64_t blocks = k / (k_quant ? 256 : 32), groups = k / (k_quant ? 16 : 32);
-    x.resize(static_cast<size_t>(k));
-    q.resize(static_cast<size_t>(n * k));
-    d.resize(static_cast<size_t>(n * blocks));
-    sums.resize(static_cast<size_t>(n * groups));
-    Lcg rng;
-    for (int64_t t = 0; t < n; ++t) {
-      for (float& v : x) v = static_cast<float>(rng.next() % 2001) * 0.001f - 1.0f;
-      (k_quant ? kernels.quantize_q8_256 : kernels.quantize_q8_32)(
-          x.data(), k, q.data() + t * k, d.data() + t * blocks, sums.data() + t * groups);
-    }
-    rows = {n, k, nullptr, q.data(), d.data(), sums.data()};
-  }
-};
-
-// Memory of one thread for the kernel's scratch, at a cache line.
-class Scratch {
- public:
-  explicit Scratch(size_t n_bytes) : memory_(n_bytes + 64) {}
-  void* data() {
-    return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory_.data()) + 63) / 64 * 64);
-  }
-
- private:
-  std::vector<uint8_t> memory_;
-};
-
-// A matrix [rows][k] in one of the two layouts, with the kernel that reads it.
-struct Matrix {
-  const KernelTable& kernels;
-  DType dtype;
-  bool packed;
-  int64_t rows, k;
-  const uint8_t* w;
-
-  bool has_kernel() const {
-    const auto i = static_cast<size_t>(dtype);
-    return packed ? kernels.matmul_packed[i] != nullptr : kernels.matmul[i] != nullptr;
-  }
-  const char* layout() const { return packed ? "packed" : "gguf"; }
-  int64_t row_bytes() const { return gemmule::row_bytes(dtype, k); }
-
-  void multiply(int64_t begin, int64_t end, const Activations& x, float* y, Scratch& scratch) const {
-    const auto i = static_cast<size_t>(dtype);
-    if (packed)
-      kernels.matmul_packed[i](w, rows, begin, end, x.rows, y, rows, scratch.data());
-    else
-      kernels.matmul[i](w, row_bytes(), begin, end, x.rows, y, rows, scratch.data());
-  }
-};
+const char* layout_name(const Matrix& m) { return m.packed ? "packed" : "gguf"; }
 
 void pack_panel(const KernelTable& kernels, DType dtype, int64_t k, const uint8_t* from, uint8_t* to) {
   if (const gemmule::PackFn pack = kernels.pack[static_cast<size_t>(dtype)])
@@ -173,7 +108,7 @@ class Bench {
         weights_(kStreamBytes, options.text("--pages") == "small" ? PageSize::Small : PageSize::Huge),
         panels_(kStreamBytes, options.text("--pages") == "small" ? PageSize::Small : PageSize::Huge),
         pool_(static_cast<int>(options.number("--threads", gemmule::physical_cores()))) {
-    fill(weights_.data(), weights_.size());
+    gemmule::bench::fill_weights(weights_.data(), weights_.size());
   }
 
   void run(const KernelTable& kernels) {
@@ -189,7 +124,7 @@ class Bench {
       for (const bool packed : {false, true}) {
         const Matrix m{
             kernels, dtype, packed, n_panels * kPanelRows, k, packed ? panels_.data() : weights_.data()};
-        if (!options_.wants("--layout", m.layout()) || !m.has_kernel()) continue;
+        if (!options_.wants("--layout", layout_name(m)) || !m.has_kernel()) continue;
         if (options_.wants("--mode", "cached")) cached(m, peak);
         if (streams) stream(m);
       }
@@ -224,11 +159,11 @@ class Bench {
           "{\"mode\": \"%s\", \"isa\": \"%s\", \"type\": \"%s\", \"layout\": \"%s\", \"k\": %lld, "
           "\"tokens\": %lld, "
           "\"%s\": %.3f, \"share\": %.4f, \"v\": %.3f}\n",
-          mode, m.kernels.name, gemmule::dtype_name(m.dtype), m.layout(), static_cast<long long>(m.k),
+          mode, m.kernels.name, gemmule::dtype_name(m.dtype), layout_name(m), static_cast<long long>(m.k),
           static_cast<long long>(n), unit, value, share, v);
     } else {
       std::printf("%-12s %-5s %-6s %-6s K=%-6lld T=%-4lld %8.2f %s", m.kernels.name,
-                  gemmule::dtype_name(m.dtype), m.layout(), mode, static_cast<long long>(m.k),
+                  gemmule::dtype_name(m.dtype), layout_name(m), mode, static_cast<long long>(m.k),
                   static_cast<long long>(n), value, unit);
       if (share > 0) std::printf("  %5.1f %%", 100 * share);
       if (v > 0) std::printf("  V %5.2f", v);
@@ -250,7 +185,7 @@ class Bench {
       Matrix m = whole;
       m.rows = n == 64 ? 256 : n <= 256 ? 128 : 64;  // whole panels that stay in the cache
       const Activations x(m.kernels, m.dtype, n, m.k);
-      Scratch scratch(m.kernels.matmul_scratch_bytes(n, m.k));
+      const Arena scratch(static_cast<int64_t>(m.kernels.matmul_scratch_bytes(n, m.k)));
       std::vector<float> y(static_cast<size_t>(m.rows * n));
       double best = 0, total = 0;
       for (int run = 0; run < 3 || (total < 0.08 && run < 60);
@@ -259,7 +194,7 @@ class Bench {
         double elapsed = 0;
         int calls = 0;
         do {
-          m.multiply(0, m.rows, x, y.data(), scratch);
+          m.multiply(0, m.rows, x.rows(), y.data(), scratch.data());
           ++calls;
           elapsed = thread_seconds() - start;
         } while (elapsed < 0.002);
@@ -271,31 +206,21 @@ class Bench {
   }
 
   void stream(const Matrix& m) {
-    constexpr int64_t kJobRows = 2 * kPanelRows;  // as the backend cuts products with few rows
-    const int64_t n_jobs = (m.rows + kJobRows - 1) / kJobRows;
     const double bytes = static_cast<double>(m.rows * m.row_bytes());
     double one = 0;
     for (const int64_t n : ladder(16)) {
-      const Activations x(m.kernels, m.dtype, n, m.k);
-      std::vector<Scratch> scratch(static_cast<size_t>(pool_.n_threads()),
-                                   Scratch(m.kernels.matmul_scratch_bytes(n, m.k)));
-      std::vector<float> y(static_cast<size_t>(m.rows * n));
+      Pass product(m, n, pool_);
       double kernel = 1e9, plain = 1e9;
       std::atomic<uint64_t> sink{0};
       for (int pass = 0; pass < 5; ++pass) {  // alternating, so that both see the same machine
-        double start = wall_seconds();
+        const double start = wall_seconds();
         pool_.run(pool_.n_threads(), [&](int64_t job, int) {
           const size_t slice = kStreamBytes / static_cast<size_t>(pool_.n_threads()) / 1024 * 1024;
           sink +=
               gemmule::bench::read_memory(m.w + static_cast<size_t>(job) * slice, slice, ReadWay{8, 1024});
         });
         plain = std::min(plain, wall_seconds() - start);
-        start = wall_seconds();
-        pool_.run(n_jobs, [&](int64_t job, int thread) {
-          m.multiply(job * kJobRows, std::min((job + 1) * kJobRows, m.rows), x, y.data(),
-                     scratch[static_cast<size_t>(thread)]);
-        });
-        kernel = std::min(kernel, wall_seconds() - start);
+        kernel = std::min(kernel, product.seconds());
       }
       if (n == 1) one = kernel;
       const double rate = bytes / kernel * 1e-9;
