@@ -13,7 +13,7 @@ help:  ## print this list
 dev:  ## install the package and every development tool into the current environment
 	$(PYTHON) -m pip install ".[test,lint,demo]"
 
-cpp:  ## build and run the C++ tests (PRESET=dev|release|asan-ubsan|tsan)
+cpp:  ## build and run the C++ tests (PRESET=dev|asan-ubsan|tsan)
 	cmake --preset $(PRESET)
 	cmake --build build/$(PRESET) --parallel $(JOBS)
 	ctest --test-dir build/$(PRESET) --output-on-failure --no-tests=error
@@ -48,10 +48,10 @@ golden:  ## write the golden files again (needs the [oracle] extra)
 	$(PYTHON) tools/make_media_golden.py tests/golden
 	$(PYTHON) tools/make_media_pixels_golden.py tests/golden
 
-bench:  ## measure the kernels; see docs/PERF.md
-	cmake --preset release
-	cmake --build build/release --parallel $(JOBS)
-	set -e; for program in $$(find build/release -name '*_bench' -type f); do echo "== $$program"; "$$program"; done
+bench:  ## measure the kernels into benchmarks/results (MODELS=FILES: loading too); see docs/PERF.md
+	cmake --preset dev
+	cmake --build build/dev --parallel $(JOBS)
+	$(PYTHON) benchmarks/run.py $(MODELS)
 
 clean:  ## remove everything that a build made
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache
