@@ -204,8 +204,9 @@ def test_what_a_grammar_demands_is_run_ahead(model: gemmule.Model) -> None:
     for draft in ("auto", "lookup", 4):
         reply = model.chat("Tell me.", draft=draft, **options)
         same(reply, plain)
-        assert reply.timings.draft_n_accepted >= 20
-        assert reply.timings.draft_n_accepted > 0.8 * reply.timings.draft_n
+        if isinstance(draft, int):  # otherwise measured time decides
+            assert reply.timings.draft_n_accepted >= 20
+            assert reply.timings.draft_n_accepted > 0.8 * reply.timings.draft_n
 
 
 def test_sessions_rewind_fork_save_and_cancel_in_the_middle(
@@ -285,7 +286,10 @@ def test_what_was_learnt_is_kept(
         assert set(table.pass_times()) >= {1}
         numbers = table.numbers
     (kept,) = (tmp_path / "draft").iterdir()
-    assert json.loads(kept.read_text())["numbers"] == pytest.approx(numbers, abs=1e-4)
+    record = json.loads(kept.read_text())
+    assert record["numbers"] == pytest.approx(numbers, abs=1e-4)
+    numbers[1] = 1.5  # what was measured on a model this small may be beyond belief
+    kept.write_text(json.dumps({**record, "numbers": numbers}))
     with gemmule.Model(tiny_12b, n_ctx=256) as model:
         assert model._drafts.table.numbers == pytest.approx(numbers, abs=1e-4)
     for nonsense in (
