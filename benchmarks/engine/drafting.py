@@ -6,8 +6,9 @@ First V(T), the time of a pass of T rows, and c, a step of the drafter, in passe
 second with k drafts and with as many as pay, beside what V and c predict. "lookup": the answer is a text with
 some of its words replaced behind a prompt that holds the text (editing), sentences of the prompt between new
 ones (quoting), or new text alone. Each way is measured in turns with the plain one; speeds are those of whole
-answers. "chat": a model that has a drafter of its own answers questions of several kinds, greedily, with and
-without it.
+answers. "chat": a model that has a drafter of its own answers questions of several kinds, greedily, without
+drafts, with those that need no drafter (what a schema leaves no choice about, and lookup), with those of the
+drafter alone, and with those that pay.
 
 Usage: python benchmarks/engine/drafting.py steps MODEL.gguf [--drafter FILE] [--accept 0 0.7] [--json OUT]
        python benchmarks/engine/drafting.py lookup MODEL.gguf TEXT [--json OUT]
@@ -207,6 +208,25 @@ def get_weather(city: str) -> str:
     return city
 
 
+def form() -> dict[str, Any]:
+    """A schema whose names say more than its values."""
+    from gemmule._demo import world
+
+    fields = {
+        "colour_of_the_figure": {"enum": list(world.COLOURS)},
+        "shape_of_the_figure": {"enum": list(world.SHAPES)},
+        "number_of_figures": {"type": "integer", "minimum": 1, "maximum": 9},
+        "is_there_any_text": {"type": "boolean"},
+        "certain": {"type": "boolean"},
+    }
+    return {
+        "type": "object",
+        "properties": fields,
+        "required": list(fields),
+        "additionalProperties": False,
+    }
+
+
 def chat(args: argparse.Namespace) -> dict[str, Any]:
     """The package's trained model knows these questions (python/gemmule/_demo)."""
     import gemmule
@@ -224,12 +244,13 @@ def chat(args: argparse.Namespace) -> dict[str, Any]:
             ("Name the colour and the shape.", {"images": p, "schema": {"enum": forms}}) for p in pictures
         ],
     }
+    kinds["form"] = [("Name the colour and the shape.", {"images": p, "schema": form()}) for p in pictures]
     rows = []
-    print("| question | tokens | off, tok/s | drafter alone | auto | right drafts, by place |")
-    print("|---" * 6 + "|")
+    print("| question | tokens | off, tok/s | lookup | drafter | auto | right drafts by place |")
+    print("|---" * 7 + "|")
     with gemmule.Model(args.model, n_ctx=1024, n_threads=args.threads) as model:
         for kind, questions in kinds.items():
-            seconds = {False: 0.0, "mtp": 0.0, "auto": 0.0}
+            seconds = {False: 0.0, "lookup": 0.0, "mtp": 0.0, "auto": 0.0}
             n_tokens, places = 0, []
             for question, options in questions * 2:
                 texts = set()
@@ -265,7 +286,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, n_tokens in (("steps", 32), ("lookup", 512), ("chat", 48)):
+    for name, n_tokens in (("steps", 32), ("lookup", 512), ("chat", 96)):
         command = commands.add_parser(name)
         command.add_argument("model", type=Path)
         command.add_argument("--threads", type=int, default=2)

@@ -39,13 +39,19 @@ def test_the_name_of_a_machine(cpu: str, flags: str, n_cores: int, name: str) ->
     assert run.machine_name(cpu, flags, n_cores) == name
 
 
-def test_results_begin_with_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "vector_bench"
-    program.write_text(f'#!{sys.executable}\nprint(\'{{"name": "rope", "share": 0.5}}\')\n')
+def _vector_bench(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """benchmarks/run.py with a program of this code in place of vector_bench; where its results go."""
+    program = folder / "vector_bench"
+    program.write_text(f"#!{sys.executable}\n{code}\n")
     program.chmod(0o755)
-    output = tmp_path / "results.jsonl"
-    arguments = ["run.py", "--only", "vector", "--build", str(tmp_path), "--output", str(output), "--force"]
+    output = folder / "results.jsonl"
+    arguments = ["run.py", "--only", "vector", "--build", str(folder), "--output", str(output), "--force"]
     monkeypatch.setattr(sys, "argv", arguments)
+    return output
+
+
+def test_results_begin_with_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = _vector_bench(tmp_path, """print('{"name": "rope", "share": 0.5}')""", monkeypatch)
     run.main()
     first, row = (json.loads(line) for line in output.read_text().splitlines())
     assert first["bench"] == "machine"
@@ -56,12 +62,7 @@ def test_results_begin_with_the_machine(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_program_that_fails_leaves_no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "vector_bench"
-    program.write_text(f"#!{sys.executable}\nraise SystemExit(3)\n")
-    program.chmod(0o755)
-    output = tmp_path / "results.jsonl"
-    arguments = ["run.py", "--only", "vector", "--build", str(tmp_path), "--output", str(output), "--force"]
-    monkeypatch.setattr(sys, "argv", arguments)
+    output = _vector_bench(tmp_path, "raise SystemExit(3)", monkeypatch)
     with pytest.raises(SystemExit, match="vector ended with status 3"):
         run.main()
     assert not output.exists()

@@ -16,6 +16,7 @@ from gemmule._bench.record import Row, describe_test
 from gemmule._bench.series import by_context, by_depth, distant_rows, label, pareto, plain_speed, taken_bytes
 
 __all__ = [
+    "colour_of",
     "draw_by_size",
     "draw_categories",
     "draw_depth",
@@ -24,9 +25,10 @@ __all__ = [
     "draw_roofline",
     "draw_tokens",
     "draw_trade_off",
+    "finish",
 ]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 _GB = 1e9
 _MEMORIES = (8, 12, 16, 24)  # GB of usual machines
 _SMALL: dict[str, Any] = {"fontsize": 7}
@@ -45,10 +47,10 @@ def draw_by_size(figure: str, axes: Any, rows: Sequence[Row]) -> list[Row]:
     sizes = [row["model_size"] / _GB for row in used]
     values = [row[f"gm_{figure}"] for row in used]
     errors = [2 * row[f"gm_{figure}_error"] for row in used]
-    axes.errorbar(sizes, values, yerr=errors, fmt="o", color=COLOURS[0], capsize=3, zorder=3)
+    axes.errorbar(sizes, values, yerr=errors, fmt="o", color=_COLOURS[0], capsize=3, zorder=3)
     front = pareto([(size, sign * value) for size, value in zip(sizes, values, strict=True)])
     axes.plot(
-        [sizes[i] for i in front], [values[i] for i in front], "--", color=COLOURS[1],
+        [sizes[i] for i in front], [values[i] for i in front], "--", color=_COLOURS[1],
         label="the best of their size",
     )  # fmt: skip
     for row, x, y in zip(used, sizes, values, strict=True):
@@ -62,7 +64,7 @@ def draw_by_size(figure: str, axes: Any, rows: Sequence[Row]) -> list[Row]:
         _logarithmic(axes)
     axes.margins(x=0.12)
     better = "lower" if sign > 0 else "upper"
-    _finish(axes, f"{title}; {better} left is better", "file, GB", f"{name} (± 2 standard errors)")
+    finish(axes, f"{title}; {better} left is better", "file, GB", f"{name} (± 2 standard errors)")
     return used
 
 
@@ -75,14 +77,14 @@ def draw_trade_off(axes: Any, rows: Sequence[Row]) -> list[Row]:
     for choice in found:
         at = (choice.rate, choice.kl)
         errors = {"xerr": 2 * choice.rate_error, "yerr": 2 * choice.quality["gm_kl_mean_error"]}
-        axes.errorbar(*at, **errors, color=COLOURS[0], capsize=2, lw=0.8, zorder=3)
-        axes.scatter(*at, s=900 * choice.memory / most, color=COLOURS[5], alpha=0.5)
+        axes.errorbar(*at, **errors, color=_COLOURS[0], capsize=2, lw=0.8, zorder=3)
+        axes.scatter(*at, s=900 * choice.memory / most, color=_COLOURS[5], alpha=0.5)
         text = f"{label(choice.quality)}, {choice.memory / _GB:.2g} GB"
         axes.annotate(text, at, xytext=(6, 6), textcoords="offset points", **_SMALL)
     _logarithmic(axes)
     axes.margins(x=0.15, y=0.15)
     title = "Speed, distance and memory (area), ± 2 standard errors; lower right is better"
-    _finish(axes, title, "single tokens per second", "mean KL divergence")
+    finish(axes, title, "single tokens per second", "mean KL divergence")
     return [row for choice in found for row in (choice.quality, choice.speed)]
 
 
@@ -99,7 +101,7 @@ def draw_tokens(field: str, axes: Any, rows: Sequence[Row]) -> list[Row]:
         at = [names.index(label(row)) + (number - (len(tests) - 1) / 2) * height for row in mine]
         axes.barh(
             at, [row["avg_ts"] for row in mine], height * 0.92, xerr=[row["stddev_ts"] for row in mine],
-            color=_colour(number), label=test, error_kw={"capsize": 2, "lw": 0.8},
+            color=colour_of(number), label=test, error_kw={"capsize": 2, "lw": 0.8},
         )  # fmt: skip
         for y, row in zip(at, mine, strict=True):
             end = (row["avg_ts"] + row["stddev_ts"], y)
@@ -113,7 +115,7 @@ def draw_tokens(field: str, axes: Any, rows: Sequence[Row]) -> list[Row]:
     most = max(max(row["avg_ts"] + row["stddev_ts"], row.get("gm_limit_ts", 0.0)) for row in used)
     axes.set_xlim(0, 1.12 * most)
     title = "Speed of prompts" if field == "n_prompt" else "Speed of single tokens"
-    _finish(axes, title, "tokens per second (± standard deviation)")
+    finish(axes, title, "tokens per second (± standard deviation)")
     return used
 
 
@@ -123,7 +125,7 @@ def draw_memory(axes: Any, rows: Sequence[Row]) -> list[Row]:
     if not used:
         return []
     for number, ((name, kv), mine) in enumerate(lines.items()):
-        x, colour = [row["gm_n_ctx"] for row in mine], _colour(number)
+        x, colour = [row["gm_n_ctx"] for row in mine], colour_of(number)
         axes.plot(x, [taken_bytes(r) / _GB for r in mine], "-", color=colour, label=f"{name}, cache {kv}")
         axes.plot(x, [(r["gm_peak_rss"] + r["gm_before"]) / _GB for r in mine], "x", color=colour)
     axes.plot([], [], "kx", label="measured peak (lines: planned)")
@@ -131,7 +133,7 @@ def draw_memory(axes: Any, rows: Sequence[Row]) -> list[Row]:
     axes.set_xscale("log", base=2)
     axes.set_xticks(contexts, [str(c) for c in contexts])
     axes.set_ylim(0, 1.15 * max(taken_bytes(row) / _GB for row in used))
-    _finish(axes, "Memory and context", "context, tokens, all of them in use", "memory of the process, GB")
+    finish(axes, "Memory and context", "context, tokens, all of them in use", "memory of the process, GB")
     return used
 
 
@@ -143,11 +145,11 @@ def draw_depth(axes: Any, rows: Sequence[Row]) -> list[Row]:
     for (name, test), mine in lines.items():
         axes.errorbar(
             [row["n_depth"] for row in mine], [row["avg_ts"] for row in mine],
-            yerr=[row["stddev_ts"] for row in mine], color=_colour(names.index(name)),
+            yerr=[row["stddev_ts"] for row in mine], color=colour_of(names.index(name)),
             ls="-" if test.startswith("tg") else "--", marker="o", ms=3, capsize=2, label=f"{name} {test}",
         )  # fmt: skip
     _logarithmic(axes)
-    _finish(axes, "Speed behind a long context", "tokens already in the context", "tokens per second")
+    finish(axes, "Speed behind a long context", "tokens already in the context", "tokens per second")
     return [row for mine in lines.values() for row in mine]
 
 
@@ -174,12 +176,12 @@ def draw_roofline(axes: Any, rows: Sequence[Row]) -> list[Row]:
         n, name = row["n_prompt"] or 1, label(row)
         macs = n * row["gm_macs"] + row["gm_head_macs"]  # only the last token of a prompt needs the head
         point = (macs / row["gm_weight_bytes"], macs * row["avg_ts"] / n / 1e9)
-        style = {"color": _colour(names.index(name)), "label": name if row["n_prompt"] else None}
+        style = {"color": colour_of(names.index(name)), "label": name if row["n_prompt"] else None}
         axes.plot(*point, "o" if row["n_prompt"] else "s", **style)
     axes.set_xscale("log")
     axes.set_yscale("log")
     unit = "multiply-accumulates per byte of weights read once (squares: single tokens, circles: prompts)"
-    _finish(axes, "Roofline", unit, "GMAC/s")
+    finish(axes, "Roofline", unit, "GMAC/s")
     return used
 
 
@@ -198,7 +200,7 @@ def draw_categories(axes: Any, rows: Sequence[Row]) -> list[Row]:
     axes.grid(False)
     axes.set_xticks(range(len(texts)), texts)
     axes.set_yticks(range(len(files)), files)
-    _finish(axes, "Mean KL divergence by category of text")
+    finish(axes, "Mean KL divergence by category of text")
     return used
 
 
@@ -212,14 +214,14 @@ def draw_drafting(axes: Any, rows: Sequence[Row]) -> list[Row]:
         at = [names.index(label(row)) + (number - 0.5) * 0.4 for row in mine]
         axes.bar(
             at, [row["avg_ts"] for row in mine], 0.38, yerr=[row["stddev_ts"] for row in mine], capsize=3,
-            color=_colour(number), label=test,
+            color=colour_of(number), label=test,
         )  # fmt: skip
         for x, row in zip(at, mine, strict=True):
             if row.get("gm_draft_n"):
                 share, top = row["gm_draft_accepted"] / row["gm_draft_n"], row["avg_ts"] + row["stddev_ts"]
                 axes.annotate(f"{share:.0%} kept", (x, top), ha="center", va="bottom", **_SMALL)
     axes.set_xticks(range(len(names)), names)
-    _finish(axes, "Drafting", ylabel="tokens per second")
+    finish(axes, "Drafting", ylabel="tokens per second")
     return used
 
 
@@ -227,11 +229,11 @@ def _names(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(map(label, rows)))
 
 
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
+def colour_of(number: int) -> str:
+    return _COLOURS[number % len(_COLOURS)]
 
 
-def _finish(axes: Any, title: str, xlabel: str = "", ylabel: str = "") -> None:
+def finish(axes: Any, title: str, xlabel: str = "", ylabel: str = "") -> None:
     """Title, units, and the legend below the chart, where it hides nothing."""
     axes.set_title(title)
     axes.set_xlabel(xlabel)

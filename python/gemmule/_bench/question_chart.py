@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from gemmule._bench.charts import COLOURS
+from gemmule._bench.charts import colour_of, finish
 from gemmule._bench.formats import of_kind
 from gemmule._bench.record import Row
 
@@ -28,13 +28,12 @@ def draw_questions(axes: Any, rows: Sequence[Row]) -> list[Row]:
         above = [100 * (high - p) for p, (_, high) in zip(right, spans, strict=True)]
         axes.errorbar(
             at, [100 * p for p in right], yerr=(below, above), fmt="o", ms=4, capsize=2,
-            color=COLOURS[number % len(COLOURS)], label=name,
+            color=colour_of(number), label=name,
         )  # fmt: skip
     if used:
         axes.set_xticks(range(len(kinds)), kinds)
-        axes.set_ylabel("right answers, % (interval of 95 %)")
-        axes.set_title(f"Questions about pictures, sounds and tools, {used[0]['gm_asked']} of each kind")
-        axes.figure.legend(loc="outside lower center", ncols=4, fontsize=7)
+        title = f"Questions about pictures, sounds and tools, {used[0]['gm_asked']} of each kind"
+        finish(axes, title, ylabel="right answers, % (interval of 95 %)")
     return used
 
 

@@ -69,7 +69,7 @@ class Constraint:
         self._pending: Future[Mask] | None = None
         self._ready: Mask | None = None
         self.looks_ahead = False  # whether somebody wants `expected`
-        self.expected: tuple[int, ...] = ()  # tokens about which the grammar leaves hardly a choice
+        self._ahead: Future[tuple[int, ...]] | None = None
         self._closed = False
         self._state = _THOUGHT if plan.thought_close is not None else _START
         self._in_thought = plan.thought_close is not None and plan.thought_open is None
@@ -84,6 +84,11 @@ class Constraint:
     def finished(self) -> bool:
         """Whether the answer is complete and nothing may follow."""
         return self._state == _DONE
+
+    @property
+    def expected(self) -> tuple[int, ...]:
+        """Tokens about which the grammar leaves hardly a choice, if `looks_ahead`; waits for the worker."""
+        return () if self._ahead is None else self._ahead.result()
 
     def mask(self) -> Mask | None:
         """The tokens allowed next; waits for the worker. None when all are."""
@@ -101,7 +106,7 @@ class Constraint:
         mask = self.mask()
         if mask is not None and not _has(mask, token):
             raise ValueError(f"token {token} is not allowed at this place of the answer")
-        self._ready, self.expected = None, ()
+        self._ready = self._ahead = None
         plan = self._plan
         if self._state in (_ANSWER, _CALL):
             self._advance(token)
@@ -220,19 +225,28 @@ class Constraint:
         matcher = self._matcher
         assert matcher is not None
         if self.looks_ahead and self._state in (_ANSWER, _CALL) and not matcher.is_accepting():
-            self.expected = tuple(matcher.compute_ff_tokens())
-        self._pending = background(_next_mask, self._matcher, self._vocabulary, self._ends)
+            self._ahead = Future()
+        self._pending = background(_next_mask, matcher, self._vocabulary, self._ends, self._ahead)
 
     def _drop(self) -> None:
         """Lets the matcher go, after its worker is done with it."""
-        pending, self._pending = self._pending, None
+        pending, self._pending, self._ahead = self._pending, None, None
         if pending is not None and not pending.cancel():
             pending.exception()
         self._matcher = None
 
 
-def _next_mask(matcher: "llguidance.LLMatcher", vocabulary: Vocabulary, ends: Mask) -> Mask:
-    """On the worker: what the grammar allows next, with the model's ends where it may end."""
+def _next_mask(
+    matcher: "llguidance.LLMatcher",
+    vocabulary: Vocabulary,
+    ends: Mask,
+    ahead: "Future[tuple[int, ...]] | None",
+) -> Mask:
+    """On the worker: what the grammar allows next, with the model's ends where it may end; before that, which
+    tokens must come, for `ahead`.
+    """
+    if ahead is not None:
+        ahead.set_result(_forced(matcher))
     mask = np.zeros(vocabulary.n_words, np.uint32)
     try:
         matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
@@ -246,6 +260,13 @@ def _next_mask(matcher: "llguidance.LLMatcher", vocabulary: Vocabulary, ends: Ma
     elif not mask.any():
         raise GrammarError("the answer cannot go on: no token of the vocabulary fits the grammar here")
     return mask
+
+
+def _forced(matcher: "llguidance.LLMatcher") -> tuple[int, ...]:
+    try:
+        return tuple(matcher.compute_ff_tokens())
+    except BaseException:  # a Rust panic; the mask, which is computed next, tells what is wrong
+        return ()
 
 
 def _has(mask: Mask, token: int) -> bool:
