@@ -1,10 +1,10 @@
 // Speed of the encoders, from BF16 rows with and without importance, in millions of weights a second; with
 // the path of a shared library that exports llama.cpp's ggml_quantize_chunk, also that encoder (from F32, one
-// thread) on the same numbers and the ratio. Thread CPU time for one thread, wall-clock time for more; best
-// of three. Run: encode_bench [--json] [isa] [format] [threads] [peer.so]; an empty argument means the best,
-// all, 1, none.
+// thread) on the same numbers and the ratio. The share is of a plain read of as many bytes as are read and
+// written: finding scales is arithmetic, so it is small. Thread CPU time for one thread, wall-clock time for
+// more; best of three. Run: encode_bench [--json] [isa] [format] [threads] [peer.so]; an empty argument means
+// the best, all, 1, none.
 #include <dlfcn.h>
-#include <time.h>
 
 #include <algorithm>
 #include <cmath>
@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "bench.h"
 #include "core/half.h"
 #include "quant/encode.h"
 
@@ -29,19 +30,13 @@ constexpr DType kFormats[] = {DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q5_0
 constexpr int64_t kRows = 256;
 constexpr int64_t kCols = 4096;
 
-double seconds(clockid_t clock) {
-  timespec t{};
-  clock_gettime(clock, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
-
 // Millions of weights a second.
-double measure(clockid_t clock, const std::function<void()>& encode) {
+double measure(double (*clock)(), const std::function<void()>& encode) {
   double best = 1e9;
   for (int i = 0; i < 3; ++i) {
-    const double start = seconds(clock);
+    const double start = clock();
     encode();
-    best = std::min(best, seconds(clock) - start);
+    best = std::min(best, clock() - start);
   }
   return 1e-6 * static_cast<double>(kRows * kCols) / best;
 }
@@ -79,14 +74,18 @@ int main(int argc, char** argv) {
   }
   for (float& w : importance) w = -std::log(uniform() + 1e-6f);
 
+  const gemmule::bench::Pages memory(6 * x.size(), gemmule::bench::PageSize::Huge);
   gemmule::Encoder encoder(n_threads, isa);
-  const clockid_t clock = n_threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC;
+  const auto clock = n_threads == 1 ? gemmule::bench::thread_seconds : gemmule::bench::wall_seconds;
   if (!json)
-    std::printf("isa %s, %d thread(s), %lld x %lld; millions of weights a second\n", encoder.isa(), n_threads,
-                static_cast<long long>(kRows), static_cast<long long>(kCols));
+    std::printf("isa %s, %d thread(s), %lld x %lld; millions of weights a second, share of reading\n",
+                encoder.isa(), n_threads, static_cast<long long>(kRows), static_cast<long long>(kCols));
   for (const DType dtype : kFormats) {
     if (!format.empty() && format != gemmule::dtype_name(dtype)) continue;
     std::vector<uint8_t> out(static_cast<size_t>(kRows * gemmule::row_bytes(dtype, kCols)));
+    const size_t n_bytes = 2 * narrow.size() + out.size();
+    const double read = n_threads * gemmule::bench::cached_read(memory.data(), static_cast<int64_t>(n_bytes));
+    const double bytes_per_weight = static_cast<double>(n_bytes) / static_cast<double>(kRows * kCols);
     for (const float* w :
          {static_cast<const float*>(nullptr), static_cast<const float*>(importance.data())}) {
       const double ours = measure(clock, [&] {
@@ -94,20 +93,21 @@ int main(int argc, char** argv) {
                         kRows, kCols, w},
                        nullptr);
       });
+      const double share = 1e-3 * ours * bytes_per_weight / read;
       const char* const kind = w != nullptr ? "importance" : "plain";
       double theirs = 0;
       if (peer != nullptr)
-        theirs = measure(CLOCK_THREAD_CPUTIME_ID,
+        theirs = measure(gemmule::bench::thread_seconds,
                          [&] { peer(static_cast<int>(dtype), x.data(), out.data(), 0, kRows, kCols, w); });
       const char* const name = gemmule::dtype_name(dtype);
       if (json) {
         std::printf(
             "{\"isa\": \"%s\", \"type\": \"%s\", \"weights\": \"%s\", \"threads\": %d, "
-            "\"M/s\": %.1f}\n",
-            encoder.isa(), name, kind, n_threads, ours);
+            "\"M/s\": %.1f, \"share\": %.4f}\n",
+            encoder.isa(), name, kind, n_threads, ours, share);
         continue;
       }
-      std::printf("%-5s %-10s %8.1f", name, kind, ours);
+      std::printf("%-5s %-10s %8.1f  %5.3f", name, kind, ours, share);
       if (peer != nullptr) std::printf("   peer %8.1f   ratio %6.2f", theirs, ours / theirs);
       std::printf("\n");
     }

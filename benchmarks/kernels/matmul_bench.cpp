@@ -1,16 +1,15 @@
 // Speed of the quantized matmuls: every instruction-set level, both layouts, a ladder of token counts T.
 //   cached: GMAC/s of one core over thread CPU time (a shared machine does not count), weights that stay in
-//   the
-//           cache, and the share of the level's int8 peak
+//           the cache, and the share of the level's int8 peak
 //   stream: one pass of T tokens over more weights than the caches hold, all threads, wall-clock time: GB/s
-//   of
-//           weights, the share of a plain read of the same memory, and V(T) = time of T tokens / time of one
-//   pack:   GB/s of one core from GGUF's layout to the packed one
+//           of weights, the share of a plain read of the same memory, and V(T) = time of T tokens / time of
+//           one
+//   pack:   GB/s of one core from GGUF's layout to the packed one, and the share of a plain read of as many
+//           bytes as it reads and writes
 // Run: matmul_bench [--mode cached|stream|pack] [--isa LEVEL] [--type Q4_K] [--layout gguf|packed] [--k 3840]
 //                   [--tokens 4] [--threads 2] [--pages huge|small] [--json]
 // Left out, --mode, --type, --layout and --tokens mean all, --isa the best level (all: every one), --k 3840.
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -38,9 +37,7 @@ using gemmule::bench::Matrix;
 using gemmule::bench::Pages;
 using gemmule::bench::PageSize;
 using gemmule::bench::Pass;
-using gemmule::bench::ReadWay;
 using gemmule::bench::thread_seconds;
-using gemmule::bench::wall_seconds;
 
 constexpr DType kFormats[] = {DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1,
                               DType::Q2_K, DType::Q3_K, DType::Q4_K, DType::Q5_K, DType::Q6_K};
@@ -138,18 +135,16 @@ class Bench {
       pack_panel(kernels, dtype, k, weights_.data() + p * panel_bytes, panels_.data() + p * panel_bytes);
     });
     if (!options_.wants("--mode", "pack")) return;
-    double best = 0;
-    for (int run = 0; run < 20; ++run) {
-      const double start = thread_seconds();
-      pack_panel(kernels, dtype, k, weights_.data(), panels_.data());
-      best = std::max(best, 1e-9 * static_cast<double>(panel_bytes) / (thread_seconds() - start));
-    }
-    if (json_)
-      std::printf("{\"mode\": \"pack\", \"isa\": \"%s\", \"type\": \"%s\", \"k\": %lld, \"gb_s\": %.3f}\n",
-                  kernels.name, gemmule::dtype_name(dtype), static_cast<long long>(k), best);
-    else
-      std::printf("%-12s %-5s pack   K=%-6lld %6.2f GB/s of one core\n", kernels.name,
-                  gemmule::dtype_name(dtype), static_cast<long long>(k), best);
+    const double rate =
+        1e-9 * static_cast<double>(panel_bytes) /
+        gemmule::bench::seconds_of([&] { pack_panel(kernels, dtype, k, weights_.data(), panels_.data()); },
+                                   thread_seconds);
+    const double share = 2 * rate / gemmule::bench::cached_read(weights_.data(), 2 * panel_bytes);
+    const char* const line =
+        json_ ? "{\"mode\": \"pack\", \"isa\": \"%s\", \"type\": \"%s\", \"k\": %lld, \"gb_s\": %.3f, "
+                "\"share\": %.4f}\n"
+              : "%-12s %-5s pack   K=%-6lld %6.2f GB/s of one core  %.2f\n";
+    std::printf(line, kernels.name, gemmule::dtype_name(dtype), static_cast<long long>(k), rate, share);
   }
 
   void print(const char* mode, const Matrix& m, int64_t n, const char* unit, double value, double share,
@@ -211,15 +206,8 @@ class Bench {
     for (const int64_t n : ladder(16)) {
       Pass product(m, n, pool_);
       double kernel = 1e9, plain = 1e9;
-      std::atomic<uint64_t> sink{0};
       for (int pass = 0; pass < 5; ++pass) {  // alternating, so that both see the same machine
-        const double start = wall_seconds();
-        pool_.run(pool_.n_threads(), [&](int64_t job, int) {
-          const size_t slice = kStreamBytes / static_cast<size_t>(pool_.n_threads()) / 1024 * 1024;
-          sink +=
-              gemmule::bench::read_memory(m.w + static_cast<size_t>(job) * slice, slice, ReadWay{8, 1024});
-        });
-        plain = std::min(plain, wall_seconds() - start);
+        plain = std::min(plain, gemmule::bench::read_together(pool_, m.w, kStreamBytes));
         kernel = std::min(kernel, product.seconds());
       }
       if (n == 1) one = kernel;

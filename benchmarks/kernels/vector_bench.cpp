@@ -4,7 +4,6 @@
 //   GB/s read and written, and the share of a plain read of as many bytes in the same cache; an empty run
 //   moves nothing, so it has no share
 // Run: vector_bench [--isa LEVEL] [--json]
-#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -22,8 +21,10 @@ namespace {
 
 using gemmule::DType;
 using gemmule::KernelTable;
+using gemmule::bench::cached_read;
 using gemmule::bench::Pages;
 using gemmule::bench::PageSize;
+using gemmule::bench::seconds_of;
 using gemmule::bench::thread_seconds;
 using gemmule::bench::wall_seconds;
 
@@ -37,23 +38,6 @@ struct Work {
   std::function<void()> run;
 };
 
-// Seconds of a call: the best of several runs of some milliseconds.
-double seconds_of(const std::function<void()>& call, double (*clock)()) {
-  double best = 1e9;
-  for (int run = 0; run < 12; ++run) {
-    int64_t calls = 0;
-    const double start = clock();
-    double elapsed = 0;
-    for (int64_t n = 1; elapsed < 3e-3; n *= 2) {
-      for (int64_t i = 0; i < n; ++i) call();
-      calls += n;
-      elapsed = clock() - start;
-    }
-    best = std::min(best, elapsed / static_cast<double>(calls));
-  }
-  return best;
-}
-
 class Bench {
  public:
   explicit Bench(bool json) : json_(json), memory_(size_t{8} << 20, PageSize::Huge) {
@@ -65,7 +49,8 @@ class Bench {
     for (const Work& work : works(kernels)) {
       const double seconds = seconds_of(work.run, thread_seconds);
       const double rate = 1e-9 * static_cast<double>(work.n_bytes) / seconds;
-      print(kernels.name, work.name, 1, work.n_numbers, seconds, rate, rate / plain_read(work.n_bytes));
+      print(kernels.name, work.name, 1, work.n_numbers, seconds, rate,
+            rate / cached_read(memory_.data(), work.n_bytes));
     }
   }
 
@@ -131,19 +116,6 @@ class Bench {
                      sink_ += candidates_.front().token;
                    }});
     return all;
-  }
-
-  // GB/s of the fastest way to read so many bytes again and again.
-  double plain_read(int64_t n_bytes) {
-    const size_t n = std::max<size_t>(static_cast<size_t>(n_bytes) / 1024 * 1024, 1024);
-    double best = 1e9;
-    for (const gemmule::bench::ReadWay way : gemmule::bench::kReadWays)
-      best = std::min(
-          best,
-          seconds_of(
-              [&] { sink_ += static_cast<int64_t>(gemmule::bench::read_memory(memory_.data(), n, way) & 1); },
-              thread_seconds));
-    return 1e-9 * static_cast<double>(n) / best;
   }
 
   void print(const char* isa, const std::string& name, int threads, int64_t n, double seconds, double rate,
