@@ -148,7 +148,7 @@ def test_what_is_no_row_is_refused(text: bytes, tmp_path: Path) -> None:
 
 
 def test_rows_that_lack_what_is_read_later_are_refused(tmp_path: Path) -> None:
-    question = base_row(gm_kind="quality", test_time="", gm_text="", gm_question="", gm_right=1.0)
+    question = base_row(gm_kind="quality", test_time="", gm_text="", gm_question="", gm_right=1.0, gm_asked=1)
     for row, name in (
         (speed_row(1.0), "samples_ns"),
         (speed_row(1.0), "model_filename"),

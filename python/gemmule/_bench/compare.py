@@ -24,7 +24,7 @@ from gemmule._errors import FormatError
 __all__ = ["Change", "Condition", "compare_rows", "comparison_markdown"]
 
 _CONFIDENCE = 0.995  # one side
-_METRICS = ("pp", "tg", "first", "load", "memory", "kl", "ppl", "top")
+_METRICS = ("pp", "tg", "first", "load", "memory", "kl", "ppl", "top", "right")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -138,6 +138,8 @@ def _memory(old: Row, new: Row) -> list[Change]:
 
 
 def _quality(old: Row, new: Row) -> list[Change]:
+    if "gm_right" in new and "gm_right" in old:
+        return [_right(old, new)]
     if "gm_ppl" not in new or "gm_ppl" not in old:
         return []
     changes, name = [], f"{new['model_type']} {new['gm_text']}"
@@ -158,6 +160,14 @@ def _quality(old: Row, new: Row) -> list[Change]:
                 Change(metric, f"{name} {title}", old[field], new[field], change / scale, error / scale)
             )
     return changes
+
+
+def _right(old: Row, new: Row) -> Change:
+    """Shares of right answers. Rows do not say which were, so the two are as good as unrelated."""
+    a, b = old["gm_right"], new["gm_right"]
+    error = t_quantile(_CONFIDENCE, math.inf) * math.hypot(old["gm_right_error"], new["gm_right_error"])
+    scale = max(a, 1e-9)
+    return Change("right", f"{new['model_type']} {new['gm_text']}", a, b, (a - b) / scale, error / scale)
 
 
 _CHANGES = {"speed": _speed, "memory": _memory, "quality": _quality}

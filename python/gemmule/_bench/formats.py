@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 # Quality figures of two rows mean the same only if these are equal.
-_QUALITY_KEYS = ("gm_text_sha256", "gm_reference_sha256", "gm_n_ctx")
+_QUALITY_KEYS = ("gm_text_sha256", "gm_reference_sha256", "gm_n_ctx", "gm_protocol")
 _NUMBER = int | float
 _HEAD: dict[str, Any] = {"model_filename": str, "model_type": str, "model_size": int, "test_time": str}
 # What tables, pictures and comparisons need of every row of a kind. The speed rows' are llama-bench's too.
@@ -46,7 +46,8 @@ _NEEDED_WITH: dict[str, dict[str, Any]] = {  # of quality rows that have the fir
         "gm_kl_999": _NUMBER, "gm_same_top": _NUMBER, "gm_dp_rms": _NUMBER, "gm_samples_kl": list,
         "gm_samples_same": list,
     },
-    "gm_question": {"gm_right": _NUMBER, "gm_right_error": _NUMBER},
+    "gm_right": {"gm_question": str, "gm_asked": int, "gm_right_error": _NUMBER},
+    "gm_value": {"gm_question": str, "gm_value": _NUMBER},
 }  # fmt: skip
 
 

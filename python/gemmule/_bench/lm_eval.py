@@ -1,66 +1,74 @@
-"""Evaluations of lm-eval (the Language Model Evaluation Harness) on a model file, in this process.
+"""Models of lm-eval (the Language Model Evaluation Harness), run in this process.
 
-    lm_eval --model gemmule --model_args path=model.gguf --tasks hellaswag --device cpu
+    gemmule bench eval model.gguf --tasks arc_easy,gsm8k
+    lm_eval --model gemmule --model_args path=model.gguf --tasks arc_easy
 
-lm-eval finds the class by its entry point (group lm_eval.models); with a version that has none, importing
-this module registers the name "gemmule".
+The first works with every version of lm-eval; the second with those that know entry points (group
+lm_eval.models), which came after 0.4.13. Importing this module registers the name "gemmule" in the others.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from gemmule._errors import ContextLengthError, MissingExtraError
 
 if TYPE_CHECKING:
     from gemmule import Model
 
-__all__ = ["GemmuleLM", "greedy_score", "likelihood"]
+__all__ = ["GemmuleLM", "Scorer"]
 
 try:
     _api: Any = importlib.import_module("lm_eval.api.model")
     _registry: Any = importlib.import_module("lm_eval.api.registry")
+    _utils: Any = importlib.import_module("lm_eval.utils")
 except ImportError:
     raise MissingExtraError("evaluations need one more package: pip install 'gemmule[eval]'") from None
 
 
-def likelihood(model: Model, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
-    """log P(continuation | context), and whether it is what greedy decoding would write. Of what does not fit
-    the model's context, the beginning of `context` is left out.
+class Scorer:
+    """Continuations one after the other. What a text shares with the one before is not run again: the
+    examples of a task, and its question before each of the answers.
     """
-    room = model.n_ctx - len(continuation)
-    if room < 1:
-        raise ContextLengthError(
-            f"a continuation of {len(continuation)} tokens leaves no room for its context in {model.n_ctx}; "
-            "give a larger n_ctx",
-            len(continuation) + 1,
-            model.n_ctx,
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._session = model._engine().session(
+            n_ctx=model.n_ctx, kv_type=model.plan.kv_type, snapshot_limit=0
         )
-    ids = np.array([*context[-room:], *continuation], np.int32)
-    targets = np.full(len(ids) - 1, -1, np.int32)
-    targets[len(ids) - 1 - len(continuation) :] = ids[len(ids) - len(continuation) :]
-    session = model._engine().session(n_ctx=len(ids), kv_type=model.plan.kv_type, snapshot_limit=0)
-    values, top_ids, _ = session.append_score(ids[:-1], targets, top=1)
-    scored = targets >= 0
-    return float(values[scored].sum(dtype=np.float64)), bool((top_ids[scored, 0] == targets[scored]).all())
+        self._done: list[int] = []
 
-
-def greedy_score(model: Model, context: str, continuation: str) -> tuple[float, bool]:
-    """The same for texts. Spaces at the end of the context belong to the continuation, as lm-eval has it."""
-    n_spaces = len(context) - len(context.rstrip())
-    if n_spaces:
-        context, continuation = context[:-n_spaces], context[-n_spaces:] + continuation
-    encode = model.tokenizer.encode
-    before, whole = encode(context), encode(context + continuation)
-    if not before:
-        before = [model.tokenizer.bos_id or 0]
-        whole = [*before, *whole]
-    n = len(before)
-    return likelihood(model, whole[:n], whole[n:]) if len(whole) > n else (0.0, True)
+    def likelihood(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
+        """log P(continuation | context), and whether it is what greedy decoding would write. Of what does not
+        fit the model's context, the beginning of `context` is left out.
+        """
+        n_ctx, n = self._model.n_ctx, len(continuation)
+        if n == 0:
+            return 0.0, True
+        if n > n_ctx:
+            what = f"a continuation of {n} tokens leaves no room for its context in {n_ctx}"
+            raise ContextLengthError(f"{what}; give a larger n_ctx", n + 1, n_ctx)
+        ids = [*context[-(n_ctx + 1 - n) :], *continuation]
+        tokens = ids[:-1]  # what follows the last one is not asked
+        first = len(tokens) - n  # the token behind which the continuation begins
+        shared = 0
+        while shared < min(first, len(self._done)) and self._done[shared] == tokens[shared]:
+            shared += 1
+        self._session.rewind(shared)
+        self._done = []  # until it has run
+        targets = np.full(len(tokens) - shared, -1, np.int32)
+        targets[first - shared :] = continuation
+        values, top_ids, _ = self._session.append_score(np.array(tokens[shared:], np.int32), targets, top=1)
+        self._done = tokens
+        scored = targets >= 0
+        return float(values[scored].sum(dtype=np.float64)), bool((top_ids[scored, 0] == continuation).all())
 
 
 class GemmuleLM(_api.LM):  # type: ignore[misc]
@@ -72,34 +80,43 @@ class GemmuleLM(_api.LM):  # type: ignore[misc]
 
         known = {key: options[key] for key in ("n_threads", "kv_type", "isa", "packed") if key in options}
         self._model = Model(path, n_ctx=int(n_ctx), mmproj=False, **known)
+        self._name = Path(path).name
         self._max_tokens = int(max_gen_toks)
 
-    def loglikelihood(self, requests: Iterable[Any]) -> list[tuple[float, bool]]:
+    def close(self) -> None:
+        """Lets the model go."""
+        self._model.close()
+
+    # -- what lm-eval asks ---------------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(log-probability, greedy) of each (context, continuation)."""
-        return [greedy_score(self._model, *request.args) for request in requests]
+        scorer = Scorer(self._model)
+        return [scorer.likelihood(*self._pair(*request.args)) for request in _counted(requests, "scores")]
 
-    def loglikelihood_rolling(self, requests: Iterable[Any]) -> list[float]:
-        """The log-probability of each text, in windows that begin with the last token of the one before."""
-        return [self._rolling(request.args[0]) for request in requests]
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        """The log-probability of each text, in lm-eval's windows."""
+        scorer, n_ctx = Scorer(self._model), self._model.n_ctx
+        totals = []
+        for request in _counted(requests, "texts"):
+            windows = _utils.get_rolling_token_windows(
+                token_list=self._model.tokenizer.encode(request.args[0], add_bos=False),
+                prefix_token=self._prefix,
+                max_seq_len=n_ctx,
+                context_len=1,
+            )
+            pieces = map(_utils.make_disjoint_window, windows)
+            totals.append(sum(scorer.likelihood(*piece)[0] for piece in pieces))
+        return totals
 
-    def _rolling(self, text: str) -> float:
-        ids = self._model.tokenizer.encode(text, add_bos=False)
-        before = [self._model.tokenizer.bos_id or 0]
-        step, total = self._model.n_ctx - 1, 0.0
-        for first in range(0, len(ids), step):
-            piece = ids[first : first + step]
-            total += likelihood(self._model, before, piece)[0]
-            before = piece[-1:]
-        return total
-
-    def generate_until(self, requests: Iterable[Any]) -> list[str]:
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Greedy, or as the task says, up to one of its stop texts."""
         texts = []
-        for request in requests:
+        for request in _counted(requests, "answers"):
             prompt, options = request.args
             until = options.get("until") or []
             reply = self._model.generate(
-                prompt,
+                self._model.tokenizer.encode(prompt),
                 max_tokens=int(options.get("max_gen_toks", self._max_tokens)),
                 temperature=float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0,
                 stop=[until] if isinstance(until, str) else list(until),
@@ -107,6 +124,47 @@ class GemmuleLM(_api.LM):  # type: ignore[misc]
             )
             texts.append(reply.text)
         return texts
+
+    # -- chat ----------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer_name(self) -> str:
+        """By which lm-eval tells its caches of requests apart."""
+        return self._name
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The source of the model's template; its name is not chosen here."""
+        template = self._model._template
+        return template.source if chat_template and template else ""
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt of a conversation. A last message of the assistant is what the answer begins with."""
+        return self._model.render(chat_history).text
+
+    # ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _prefix(self) -> int:
+        """The token that stands before a text."""
+        return self._model.tokenizer.bos_id or 0
+
+    def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Their tokens. Spaces at the end of the context belong to the continuation, as lm-eval has it."""
+        n_spaces = len(context) - len(context.rstrip())
+        if n_spaces:
+            context, continuation = context[:-n_spaces], context[-n_spaces:] + continuation
+        encode = self._model.tokenizer.encode
+        before, whole = encode(context), encode(context + continuation)
+        if not before:
+            before, whole = [self._prefix], [self._prefix, *whole]
+        return whole[: len(before)], whole[len(before) :]
+
+
+def _counted(requests: Sequence[Any], unit: str) -> tqdm[Any]:
+    """With a bar for whoever looks."""
+    return tqdm(requests, unit=f" {unit}", disable=not sys.stderr.isatty())
 
 
 if "gemmule" not in getattr(_registry, "MODEL_REGISTRY", {}):

@@ -92,15 +92,18 @@ def _categories(rows: Sequence[Row]) -> str:
 
 
 def _questions(rows: Sequence[Row]) -> str:
-    """The shares of right answers, and of answers in the form that was asked for."""
+    """The shares of right answers, and of answers in the form that was asked for; other figures of tasks."""
     tables = []
-    for field in ("right", "valid"):
+    for field, factor in (("right", 100), ("valid", 100), ("value", 1)):
         asked = [row for row in of_kind(rows, "quality") if "gm_question" in row and f"gm_{field}" in row]
         names = list(dict.fromkeys(row["gm_question"] for row in asked))
         lines = []
         for file in dict.fromkeys(row["model_filename"] for row in asked):
             mine = {row["gm_question"]: row for row in asked if row["model_filename"] == file}
-            cells = [_pair(mine[name], field, 1, 100) if name in mine else "" for name in names]
+            cells = [
+                _pair(mine[name], field, 1 if factor == 100 else 4, factor) if name in mine else ""
+                for name in names
+            ]
             lines.append([next(iter(mine.values()))["model_type"], *cells])
         if lines:
             tables.append(table([field, *names], lines))

@@ -1,4 +1,4 @@
-"""The chart of questions about pictures, sounds and tools: which share each file answers right."""
+"""The chart of questions and tasks: which share of them each file answers right."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["draw_questions", "share_interval"]
 
 def draw_questions(axes: Any, rows: Sequence[Row]) -> list[Row]:
     """A group for each kind of question, in it the files in their order."""
-    used = [row for row in of_kind(rows, "quality") if "gm_question" in row]
+    used = [row for row in of_kind(rows, "quality") if "gm_right" in row]
     kinds = list(dict.fromkeys(row["gm_question"] for row in used))
     names = list(dict.fromkeys(str(row["gm_quantization"]) for row in used))
     step = 0.8 / max(1, len(names))
@@ -32,7 +32,8 @@ def draw_questions(axes: Any, rows: Sequence[Row]) -> list[Row]:
         )  # fmt: skip
     if used:
         axes.set_xticks(range(len(kinds)), kinds)
-        title = f"Questions about pictures, sounds and tools, {used[0]['gm_asked']} of each kind"
+        asked = {row["gm_asked"] for row in used}
+        title = "Right answers" + (f", {asked.pop()} questions of each kind" if len(asked) == 1 else "")
         finish(axes, title, ylabel="right answers, % (interval of 95 %)")
     return used
 

@@ -23,7 +23,7 @@ from gemmule._errors import UnsupportedError
 if TYPE_CHECKING:
     from gemmule import Model
 
-__all__ = ["QUESTIONS", "Answer", "ask_questions", "check_modalities"]
+__all__ = ["QUESTIONS", "Answer", "ask_questions", "check_modalities", "share"]
 
 SEED = 20261121
 _CITIES = ("Paris", "Rome", "Oslo", "Lima", "Cairo", "Tokyo", "Berlin", "Madrid", "Vienna", "Dublin")
@@ -179,10 +179,13 @@ def ask_questions(
     return rows
 
 
-def _share(name: str, answers: Sequence[bool]) -> Row:
-    """How many are, and the standard error, by the rule of succession: all of a few right is not certain."""
-    if not answers:
-        return {}
-    n, right = len(answers), sum(answers)
+def share(name: str, right: int, n: int) -> Row:
+    """The share of n answers, and its standard error by the rule of succession: all of a few right is not
+    certain.
+    """
     p = (right + 1) / (n + 2)
     return {f"gm_{name}": right / n, f"gm_{name}_error": math.sqrt(p * (1 - p) / (n + 2))}
+
+
+def _share(name: str, answers: Sequence[bool]) -> Row:
+    return share(name, sum(answers), len(answers)) if answers else {}

@@ -2,6 +2,7 @@
 
 import click
 
+from gemmule.cli._bench_eval import eval_command
 from gemmule.cli._bench_measure import (
     all_command,
     memory_command,
@@ -27,7 +28,7 @@ def bench_command(ctx: click.Context) -> None:
 
 
 for _command in (
-    speed_command, memory_command, quality_command, all_command, roofline_command, compare_command,
-    plot_command, report_command,
+    speed_command, memory_command, quality_command, eval_command, all_command, roofline_command,
+    compare_command, plot_command, report_command,
 ):  # fmt: skip
     bench_command.add_command(_command)
