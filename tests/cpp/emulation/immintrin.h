@@ -106,6 +106,34 @@ inline Float512 lengthen(__m256 v) { return {v, _mm256_setzero_ps()}; }
 inline Float512 insert(Float512 v, __m256 part, int at) {
   return at == 0 ? Float512{part, v.high} : Float512{v.low, part};
 }
+inline __m256i lower(Int512 v) { return v.low; }
+inline __m256i part(Int512 v, int at) { return at == 0 ? v.low : v.high; }
+inline Int512 load_any(const void* p) {
+  const auto* v = static_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
+}
+inline Int512 add(Int512 a, Int512 b) {
+  return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+}
+inline Int512 product(Int512 a, Int512 b) {
+  return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)};
+}
+inline Int512 shuffle(Int512 v, Int512 order) {
+  return {_mm256_shuffle_epi8(v.low, order.low), _mm256_shuffle_epi8(v.high, order.high)};
+}
+inline Int512 unsigned_words(__m256i v) {
+  return {_mm256_cvtepu8_epi16(_mm256_castsi256_si128(v)),
+          _mm256_cvtepu8_epi16(_mm256_extracti128_si256(v, 1))};
+}
+// Only where the mask takes every second word, or the upper half of the lanes.
+inline Int512 odd_words(Int512 other, unsigned, Int512 v) {
+  return {_mm256_blend_epi16(other.low, v.low, 0xaa), _mm256_blend_epi16(other.high, v.high, 0xaa)};
+}
+inline Int512 upper_lanes(Int512 other, unsigned, int x) { return {other.low, _mm256_set1_epi32(x)}; }
+// Only one half twice: 0x44 or 0xee.
+inline Int512 half_twice(Int512 v, Int512, int which) {
+  return which == 0x44 ? Int512{v.low, v.low} : Int512{v.high, v.high};
+}
 inline __m256 lower(Float512 v) { return v.low; }
 inline __m256 part(Float512 v, int at) { return at == 0 ? v.low : v.high; }
 inline Float512 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -131,6 +159,8 @@ inline Float512 fma(Float512 a, Float512 b, Float512 c) {
 #undef _mm512_slli_epi32
 #undef _mm512_inserti64x4
 #undef _mm512_extractf32x8_ps
+#undef _mm512_extracti64x4_epi64
+#undef _mm512_shuffle_i64x2
 #undef _mm512_insertf32x8
 #define __m512i emulated::Int512
 #define __m512 emulated::Float512
@@ -164,6 +194,17 @@ inline Float512 fma(Float512 a, Float512 b, Float512 c) {
 #define _mm512_insertf32x8 emulated::insert
 #define _mm512_castps512_ps256 emulated::lower
 #define _mm512_extractf32x8_ps emulated::part
+#define _mm512_castsi512_si256 emulated::lower
+#define _mm512_extracti64x4_epi64 emulated::part
+#define _mm512_loadu_si512 emulated::load_any
+#define _mm512_add_epi32 emulated::add
+#define _mm512_mullo_epi32 emulated::product
+#define _mm512_shuffle_epi8 emulated::shuffle
+#define _mm512_cvtepu8_epi16 emulated::unsigned_words
+#define _mm512_mask_mov_epi16 emulated::odd_words
+#define _mm512_mask_set1_epi32 emulated::upper_lanes
+#define _mm512_shuffle_i64x2 emulated::half_twice
+#define _mm512_broadcast_i32x4(x) emulated::both(_mm256_broadcastsi128_si256(x))
 #define _mm512_set1_epi8(x) emulated::both(_mm256_set1_epi8(x))
 #define _mm512_set1_epi32(x) emulated::both(_mm256_set1_epi32(x))
 #define _mm512_setzero_si512() emulated::both(_mm256_setzero_si256())

@@ -5,6 +5,8 @@
 #include "backend/cpu/isa/wide_avx512.h"
 #include "backend/cpu/kernels/ops_avx512.inl"
 // The vocabulary above is for what follows.
+#include "backend/cpu/kernels/packed_few_avx512.inl"
+// Takes what that has for a few tokens.
 #include "backend/cpu/kernels/matmul_quant_vnni.inl"
 #include "backend/cpu/kernels/table.inl"
 

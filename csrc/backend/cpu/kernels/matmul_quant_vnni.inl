@@ -1,7 +1,7 @@
 // The quantized part of the kernel tables with VNNI: GGUF rows for few tokens, packing and the quantizers are
 // the AVX2 code (matmul_rows_avx2.inl, pack_avx2.inl, quantize_avx2.inl), the packed layout for any number of
-// tokens has kernels of its own (matmul_packed_vnni.inl), and GGUF rows for many tokens go through both
-// (matmul_via_pack.inl).
+// tokens has kernels of its own (matmul_packed_vnni.inl, packed_few_avx512.inl), and GGUF rows for many
+// tokens go through both (matmul_via_pack.inl).
 #include "backend/cpu/kernel_table.h"
 #include "backend/cpu/kernels/matmul_packed_avx2.inl"
 #include "backend/cpu/kernels/matmul_packed_vnni.inl"
@@ -34,16 +34,22 @@ void rows_matmul(const uint8_t* w, int64_t w_stride, int64_t row_begin, int64_t 
   via_pack::matmul<Rows::kSize>(kernels, w, w_stride, row_begin, row_end, x, y, y_stride, scratch);
 }
 
-// So few tokens are bound by memory, and there the AVX2 kernels, which read their panels in a finer grain,
-// lead.
+// So few tokens are bound by memory. Where the level has no kernel of its own for them, the AVX2 ones, which
+// read their panels in a finer grain, lead.
 template <class One>
 constexpr int64_t kFewTokens = One::kSize == 256 ? 2 : 1;
 
 template <class One, class Packed>
+PackedMatmulFn kernel_for(int64_t n_tokens) noexcept {
+  if (n_tokens < 1 || n_tokens > kFewTokens<One>) return matmul<Packed>;
+  const PackedMatmulFn own = n_tokens == 1 ? kFewest<Packed, 1> : kFewest<Packed, 2>;
+  return own != nullptr ? own : packed_avx2::matmul<One>;
+}
+
+template <class One, class Packed>
 void packed_matmul(const uint8_t* w, int64_t n_rows, int64_t row_begin, int64_t row_end, const ActRows& x,
                    float* y, int64_t y_stride, void* scratch) noexcept {
-  (x.n <= kFewTokens<One> ? packed_avx2::matmul<One> : matmul<Packed>)(w, n_rows, row_begin, row_end, x, y,
-                                                                       y_stride, scratch);
+  kernel_for<One, Packed>(x.n)(w, n_rows, row_begin, row_end, x, y, y_stride, scratch);
 }
 
 template <class Packer, class One, class Packed>

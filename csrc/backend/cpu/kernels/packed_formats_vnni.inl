@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "backend/cpu/kernel_table.h"
 #include "backend/cpu/kernels/packed_formats_avx2.inl"
 #include "quant/blocks.h"
 
@@ -90,6 +91,10 @@ template <class Visit>
     visit(Int<V + 4>{}, V + 4, with_bits(high, moved<-V>(fifth), 0x10));
   });
 }
+
+// What a level has of its own for T tokens of a type, where it leads the kernels for any number.
+template <class F, int T>
+constexpr PackedMatmulFn kFewest = nullptr;
 
 // Each type:
 //   Base      its part of the AVX2 level: sizes, and scales and mins as bytes
