@@ -41,9 +41,9 @@ constexpr int64_t kFewTokens = One::kSize == 256 ? 2 : 1;
 
 template <class One, class Packed>
 PackedMatmulFn kernel_for(int64_t n_tokens) noexcept {
-  if (n_tokens < 1 || n_tokens > kFewTokens<One>) return matmul<Packed>;
-  const PackedMatmulFn own = n_tokens == 1 ? kFewest<Packed, 1> : kFewest<Packed, 2>;
-  return own != nullptr ? own : packed_avx2::matmul<One>;
+  if (n_tokens == 1 && kFewest<Packed, 1> != nullptr) return kFewest<Packed, 1>;
+  if (n_tokens == 2 && kFewest<Packed, 2> != nullptr) return kFewest<Packed, 2>;
+  return n_tokens <= kFewTokens<One> ? packed_avx2::matmul<One> : matmul<Packed>;
 }
 
 template <class One, class Packed>

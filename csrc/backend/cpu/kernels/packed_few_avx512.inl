@@ -1,10 +1,10 @@
-// AVX-512: matmuls of Q4_K and Q6_K in the packed layout for one or two tokens: the passes of decoding, which
-// should wait for memory and for nothing else.
+// AVX-512: matmuls of Q4_K, Q6_K, Q8_0 and Q4_0 in the packed layout for one or two tokens: the passes of
+// decoding, which should wait for memory and for nothing else.
 //
-// A register holds two vectors of codes of one group of 8 rows, [vector][row][4], so a panel is read as one
-// stream from its beginning to its end. The activations of a step are laid out once in that order, as
-// operands from memory. The two halves of a register are added at the end of the step, where sums of integers
-// are still exact; from there on the arithmetic is that of the other kernels.
+// A register holds two vectors of codes of one group of 8 rows, [vector][row][4], so a group is read from its
+// beginning to its end. The activations of a step are laid out once in that order, as operands from memory.
+// The two halves of a register are added at the end of a step or block, where sums of integers are still
+// exact; from there on the arithmetic is that of the other kernels.
 #pragma once
 #include <immintrin.h>
 
@@ -30,21 +30,23 @@ using packed_vnni::Vec;
 using packed_vnni::with_bits;
 using packed_vnni::zero;
 
-constexpr int kMost = 2;          // tokens
-constexpr int64_t kPanel = 64;    // rows
-constexpr int64_t kAhead = 4608;  // bytes from what is used to what is prefetched
+constexpr int kMost = 2;        // tokens
+constexpr int64_t kPanel = 64;  // rows
+constexpr int kPanels = 2;      // walked side by side, at most
+constexpr int64_t kAhead = 4;   // groups between what is used and what is prefetched
 
 // One token, one step of 256 elements, as operands.
 struct alignas(64) Step {
-  int8_t q[32][64];      // [32 elements of K][operand of 8 of them]
-  int32_t start[8][16];  // Q6_K: -32 * sums of activations, of each pair of sub-blocks
+  int8_t q[32][64];  // [32 elements of K][operand of 8 of them]
+  int32_t start[8]
+               [16];  // -offset * sums of activations: Q6_K of pairs of sub-blocks, Q8_0 and Q4_0 of blocks
   int16_t pairs[2][32];  // Q4_K: sums of activations of the sub-blocks (0, 1) and (2, 3); (4, 5) and (6, 7)
-  float d;
+  float d[8];            // of the blocks; K types use the first
 };
 
 struct Scratch {
   Step steps[kMost];
-  float acc[8][kMost][8];  // [group][token][row]
+  float acc[kPanels][8][kMost][8];  // [panel][group][token][row]
 };
 static_assert(sizeof(Scratch) <= sizeof(packed_vnni::Scratch));
 
@@ -71,21 +73,29 @@ static_assert(sizeof(Scratch) <= sizeof(packed_vnni::Scratch));
   return _mm256_fmadd_ps(_mm256_mul_ps(d, da), _mm256_cvtepi32_ps(sums), acc);
 }
 template <int Bytes>
-[[gnu::always_inline]] inline void prefetch(const uint8_t* used) noexcept {
-  packed_vnni::prefetch<Bytes>(used + kAhead, 0, 1);
+[[gnu::always_inline]] inline void prefetch(const uint8_t* at) noexcept {
+  packed_vnni::prefetch<Bytes>(at, 0, 1);
+}
+
+// Neighbouring k-groups, as they lie in the halves of a register.
+inline void side_by_side(const int8_t* q, int n, Step& to) noexcept {
+  for (int i = 0; i < n; ++i, q += 8) store(to.q[i], eight_times(q, q + 4));
 }
 
 // Each type:
-//   prepare   the operands of a token at one step, from its codes and their sums of 16
-//   group     acc[token] += 8 rows times one step. `at`: the group; `d`: its factors
+//   prepare   the operands of a token at one step, from its codes and their sums of 16 or 32
+//   group     acc[token] += 8 rows times one step. `at`: the group; `d`: its factors; what lies `ahead` bytes
+//   on
+//             is prefetched, a little with every piece of work
+// n_blocks: of 32 elements, in this step.
 
 struct Q4_K {
   static constexpr int64_t kBytes = sizeof(BlockQ4_K);
   static constexpr bool kFactorsFirst = packed_avx2::Q4_K::kFactorsFirst;
   static_assert(16 * 15 * 127 <= 32767, "half the sum of a sub-block is the 16-bit factor of vpdpwssd");
 
-  static void prepare(const int8_t* q, const int16_t* sums, Step& to) noexcept {
-    for (int i = 0; i < 32; ++i, q += 8) store(to.q[i], eight_times(q, q + 4));
+  static void prepare(const int8_t* q, const int16_t* sums, int, Step& to) noexcept {
+    side_by_side(q, 32, to);
     alignas(32) int16_t sums_32[16];
     const __m256i s32 = _mm256_madd_epi16(load_256(sums), _mm256_set1_epi16(1));
     quant_avx2::store(sums_32, _mm256_permute4x64_epi64(_mm256_packs_epi32(s32, s32), 0xd8));
@@ -93,8 +103,8 @@ struct Q4_K {
   }
 
   template <int T>
-  [[gnu::always_inline]] static void group(const uint8_t* at, const uint8_t* d, const Step* x,
-                                           float (*acc)[8]) noexcept {
+  [[gnu::always_inline]] static void group(const uint8_t* at, const uint8_t* d, int, int64_t ahead,
+                                           const Step* x, float (*acc)[8]) noexcept {
     // Scales and mins: bytes [sub-block][row]; in pairs of sub-blocks [pair][row][2]; as 16-bit numbers.
     const __m256i hi = load_256(at + 96);
     const Vec low = _mm512_loadu_si512(at + 32), high = joined(hi, _mm256_srli_epi16(hi, 4));
@@ -111,7 +121,7 @@ struct Q4_K {
       repeat<2>([&]<int H>(Int<H>) noexcept __attribute__((always_inline)) {
         constexpr int kUnit = 2 * Pair + H;
         const uint8_t* unit = at + 128 + 128 * kUnit;
-        prefetch<128>(unit);
+        prefetch<128>(unit + ahead);
         const Vec first = _mm512_loadu_si512(unit), second = _mm512_loadu_si512(unit + 64);
         const Vec w[4] = {masked(first, 15), masked(second, 15), masked(moved<-4>(first), 15),
                           masked(moved<-4>(second), 15)};
@@ -129,14 +139,14 @@ struct Q4_K {
         dot_words(total[J], both, factors);
       });
     });
-    prefetch<128>(at);
+    prefetch<128>(at + ahead);
     const Vec mins[2] = {_mm512_cvtepu8_epi16(lower(min)), _mm512_cvtepu8_epi16(upper(min))};
     const __m256 scale_d = packed_avx2::load_halves(d), min_d = packed_avx2::load_halves(d + 16);
     repeat<T>([&]<int J>(Int<J>) noexcept __attribute__((always_inline)) {
       Vec offset = zero();
       dot_words(offset, mins[0], load(x[J].pairs[0]));
       dot_words(offset, mins[1], load(x[J].pairs[1]));
-      const __m256 da = _mm256_set1_ps(x[J].d);
+      const __m256 da = _mm256_set1_ps(x[J].d[0]);
       const __m256 sum = scaled(scale_d, da, folded(total[J]), _mm256_load_ps(acc[J]));
       _mm256_store_ps(acc[J], scaled(quant_avx2::negate(min_d), da, folded(offset), sum));
     });
@@ -148,7 +158,7 @@ struct Q6_K {
   static constexpr bool kFactorsFirst = packed_avx2::Q6_K::kFactorsFirst;
 
   // A register has the same k-group of two sub-blocks of 16.
-  static void prepare(const int8_t* q, const int16_t* sums, Step& to) noexcept {
+  static void prepare(const int8_t* q, const int16_t* sums, int, Step& to) noexcept {
     for (int pair = 0; pair < 8; ++pair) {
       for (int i = 0; i < 4; ++i)
         store(to.q[4 * pair + i], eight_times(q + 32 * pair + 4 * i, q + 32 * pair + 16 + 4 * i));
@@ -158,13 +168,13 @@ struct Q6_K {
   }
 
   template <int T>
-  [[gnu::always_inline]] static void group(const uint8_t* at, const uint8_t* d, const Step* x,
-                                           float (*acc)[8]) noexcept {
+  [[gnu::always_inline]] static void group(const uint8_t* at, const uint8_t* d, int, int64_t ahead,
+                                           const Step* x, float (*acc)[8]) noexcept {
     Vec total[T];
     repeat<T>([&]<int J>(Int<J>) noexcept __attribute__((always_inline)) { total[J] = zero(); });
     repeat<8>([&]<int Pair>(Int<Pair>) noexcept __attribute__((always_inline)) {
       const uint8_t* one = at + 128 + 192 * Pair;
-      prefetch<192>(one);
+      prefetch<192>(one + ahead);
       const Vec b0 = both_at(one, one + 96), b1 = both_at(one + 32, one + 128),
                 b2 = both_at(one + 64, one + 160);
       const Vec fourth = choose(0x30, moved<-2>(b2), choose(3, moved<-6>(b0), moved<-4>(b1)));
@@ -182,46 +192,137 @@ struct Q6_K {
         total[J] = _mm512_add_epi32(total[J], _mm512_mullo_epi32(run[J], scale));
       });
     });
-    prefetch<128>(at);
+    prefetch<128>(at + ahead);
     const __m256 scale_d = packed_avx2::load_halves(d);
     repeat<T>([&]<int J>(Int<J>) noexcept __attribute__((always_inline)) {
-      const __m256 da = _mm256_set1_ps(x[J].d);
+      const __m256 da = _mm256_set1_ps(x[J].d[0]);
       _mm256_store_ps(acc[J], scaled(scale_d, da, folded(total[J]), _mm256_load_ps(acc[J])));
     });
   }
 };
 
-// Rows `begin` to `end` of one panel, which begins at w and has `groups` groups of rows.
-template <class F, int T>
-void panel_matmul(const uint8_t* w, int64_t groups, int64_t begin, int64_t end, const ActRows& x, float* y,
-                  int64_t y_stride, Scratch& scratch) noexcept {
-  constexpr int64_t kFirst = F::kFactorsFirst ? 16 : 0, kNext = 8 * F::kBytes - kFirst;
-  __builtin_memset(scratch.acc, 0, sizeof scratch.acc);
-  for (int64_t step = 0; step < x.k / 256; ++step, w += 8 * F::kBytes * groups) {
-    for (int64_t t = 0; t < T; ++t) {
-      const int64_t block = t * (x.k / 256) + step;
-      F::prepare(x.q + 256 * block, x.sums + 16 * block, scratch.steps[t]);
-      scratch.steps[t].d = x.d[block];
-    }
-    for (int64_t g = begin; g < end; ++g) {
-      const uint8_t* at = w + kFirst * groups + kNext * g;
-      F::template group<T>(at, F::kFactorsFirst ? w + 16 * g : at, scratch.steps, scratch.acc[g]);
-    }
+// Blocks of 32 elements with a factor each.
+template <class Base, int kOffset>
+struct Block32 {
+  static constexpr int64_t kBytes = Base::kBytes;
+  static constexpr bool kFactorsFirst = Base::kFactorsFirst;
+
+  static void prepare(const int8_t* q, const int16_t* sums, int n_blocks, Step& to) noexcept {
+    side_by_side(q, 4 * n_blocks, to);
+    for (int b = 0; b < n_blocks; ++b)
+      store(to.start[b], joined(_mm256_set1_epi32(-kOffset * sums[b]), _mm256_setzero_si256()));
   }
-  for (int64_t t = 0; t < T; ++t)
-    for (int64_t g = begin; g < end; ++g)
-      _mm256_storeu_ps(y + t * y_stride + 8 * (g - begin), _mm256_load_ps(scratch.acc[g][t]));
+
+  template <int T>
+  [[gnu::always_inline]] static void group(const uint8_t* at, const uint8_t* d, int n_blocks, int64_t ahead,
+                                           const Step* x, float (*acc)[8]) noexcept {
+    __m256 sum[T];
+    repeat<T>([&]<int J>(Int<J>) noexcept
+              __attribute__((always_inline)) { sum[J] = _mm256_load_ps(acc[J]); });
+    const uint8_t* block = at + 16 * n_blocks;
+    for (int b = 0; b < n_blocks; ++b, block += Base::kCodeBytes) {
+      prefetch<Base::kCodeBytes + 16>(block + ahead);
+      Vec w[4];
+      if constexpr (Base::kEightBits) {
+        repeat<4>([&]<int I>(Int<I>) noexcept __attribute__((always_inline)) {
+          w[I] = packed_vnni::flipped(_mm512_loadu_si512(block + 64 * I), 0x80);
+        });
+      } else {
+        repeat<2>([&]<int I>(Int<I>) noexcept __attribute__((always_inline)) {
+          const Vec raw = _mm512_loadu_si512(block + 64 * I);
+          w[I] = masked(raw, 15);
+          w[I + 2] = masked(moved<-4>(raw), 15);
+        });
+      }
+      Vec run[T];
+      repeat<T>([&]<int J>(Int<J>) noexcept __attribute__((always_inline)) { run[J] = load(x[J].start[b]); });
+      repeat<4>([&]<int I>(Int<I>) noexcept __attribute__((always_inline)) {
+        repeat<T>([&]<int J>(Int<J>) noexcept
+                  __attribute__((always_inline)) { dot_bytes(run[J], w[I], load(x[J].q[4 * b + I])); });
+      });
+      const __m256 factor = packed_avx2::load_halves(d + 16 * b);
+      repeat<T>([&]<int J>(Int<J>) noexcept __attribute__((always_inline)) {
+        sum[J] = scaled(factor, _mm256_set1_ps(x[J].d[b]), folded(run[J]), sum[J]);
+      });
+    }
+    repeat<T>([&]<int J>(Int<J>) noexcept
+              __attribute__((always_inline)) { _mm256_store_ps(acc[J], sum[J]); });
+  }
+};
+using Q8_0 = Block32<packed_avx2::Q8_0, 128>;
+using Q4_0 = Block32<packed_avx2::Q4_0, 8>;
+
+// Rows of one panel.
+struct View {
+  const uint8_t* at;  // the step
+  int groups;         // of 8 rows in the panel
+  int begin, end;     // those of this product
+};
+
+template <class F>
+constexpr int64_t kElements = 32;
+template <>
+constexpr int64_t kElements<Q4_K> = 256;
+template <>
+constexpr int64_t kElements<Q6_K> = 256;
+
+// Rows `begin` to `end` of a matrix, in up to kPanels panels. They take turns group by group: two streams
+// keep memory busier than one.
+template <class F, int T>
+void panels_matmul(const uint8_t* w, int64_t n_rows, int64_t begin, int64_t end, const ActRows& x, float* y,
+                   int64_t y_stride, Scratch& scratch) noexcept {
+  constexpr int64_t kFirst = F::kFactorsFirst ? 16 : 0;
+  constexpr int64_t kBlock = kElements<F>, kSums = kBlock == 256 ? 16 : 32;  // elements of a factor, of a sum
+  const int64_t row_bytes = x.k / kBlock * F::kBytes;
+  View views[kPanels];
+  int n_views = 0;
+  for (int64_t row = begin; row < end; ++n_views) {
+    const int64_t panel = row / kPanel * kPanel;
+    const int64_t rows = n_rows - panel < kPanel ? n_rows - panel : kPanel;
+    const int64_t last = end - panel < rows ? end - panel : rows;
+    views[n_views] = {w + panel * row_bytes, static_cast<int>(rows / 8), static_cast<int>((row - panel) / 8),
+                      static_cast<int>(last / 8)};
+    row = panel + last;
+  }
+  __builtin_memset(scratch.acc, 0, sizeof scratch.acc);
+  for (int64_t first = 0; first < x.k; first += 256) {
+    const int64_t left = x.k - first < 256 ? x.k - first : 256;
+    const int n_blocks = static_cast<int>(left / 32);
+    for (int64_t t = 0; t < T; ++t) {
+      const int64_t at = t * x.k + first;
+      F::prepare(x.q + at, x.sums + at / kSums, n_blocks, scratch.steps[t]);
+      for (int64_t b = 0; b < left / kBlock; ++b) scratch.steps[t].d[b] = x.d[at / kBlock + b];
+    }
+    const int64_t group_bytes = 8 * (left / kBlock) * F::kBytes, next = group_bytes - kFirst;
+    const int64_t ahead = kAhead / n_views * next;
+    for (int g = 0; g < 8; ++g) {
+      for (int i = 0; i < n_views; ++i) {
+        const View& view = views[i];
+        if (g < view.begin || g >= view.end) continue;
+        const uint8_t* at = view.at + kFirst * view.groups + next * g;
+        F::template group<T>(at, F::kFactorsFirst ? view.at + 16 * g : at, n_blocks, ahead, scratch.steps,
+                             scratch.acc[i][g]);
+      }
+    }
+    for (int i = 0; i < n_views; ++i) views[i].at += group_bytes * views[i].groups;
+  }
+  y += begin;
+  for (int i = 0; i < n_views; ++i)
+    for (int g = views[i].begin; g < views[i].end; ++g, y += 8)
+      for (int64_t t = 0; t < T; ++t)
+        _mm256_storeu_ps(y + t * y_stride, _mm256_load_ps(scratch.acc[i][g][t]));
 }
 
 template <class F, int T>
 void matmul(const uint8_t* w, int64_t n_rows, int64_t row_begin, int64_t row_end, const ActRows& x, float* y,
             int64_t y_stride, void* scratch) noexcept {
+  // AMD's prefetchers follow one stream best (on Zen 5 two lose a fifth), Intel's keep memory busier with two
+  // (on Cascade Lake one loses a twentieth).
+  const int64_t n_panels = __builtin_cpu_is("amd") ? 1 : kPanels;
   for (int64_t row = row_begin, end; row < row_end; row = end) {
-    const int64_t panel = row / kPanel * kPanel, last = panel + kPanel;
-    end = last < row_end ? last : row_end;
-    panel_matmul<F, T>(w + panel * (x.k / 256) * F::kBytes, ((last < n_rows ? last : n_rows) - panel) / 8,
-                       (row - panel) / 8, (end - panel) / 8, x, y + row, y_stride,
-                       *static_cast<Scratch*>(scratch));
+    end = row / kPanel * kPanel + n_panels * kPanel;
+    end = end < row_end ? end : row_end;
+    panels_matmul<F, T>(w, n_rows, row, end, x, y, y_stride, *static_cast<Scratch*>(scratch));
   }
 }
 
@@ -232,6 +333,10 @@ template <int T>
 constexpr PackedMatmulFn kFewest<Q4_K, T> = packed_few::matmul<packed_few::Q4_K, T>;
 template <int T>
 constexpr PackedMatmulFn kFewest<Q6_K, T> = packed_few::matmul<packed_few::Q6_K, T>;
+template <int T>
+constexpr PackedMatmulFn kFewest<Q8_0, T> = packed_few::matmul<packed_few::Q8_0, T>;
+template <int T>
+constexpr PackedMatmulFn kFewest<Q4_0, T> = packed_few::matmul<packed_few::Q4_0, T>;
 }  // namespace packed_vnni
 
 }  // namespace
