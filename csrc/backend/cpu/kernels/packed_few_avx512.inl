@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "backend/cpu/kernels/matmul_packed_avx2.inl"
 #include "backend/cpu/kernels/matmul_packed_vnni.inl"
 
 namespace gemmule {
@@ -316,9 +317,7 @@ void panels_matmul(const uint8_t* w, int64_t n_rows, int64_t begin, int64_t end,
 template <class F, int T>
 void matmul(const uint8_t* w, int64_t n_rows, int64_t row_begin, int64_t row_end, const ActRows& x, float* y,
             int64_t y_stride, void* scratch) noexcept {
-  // AMD's prefetchers follow one stream best (on Zen 5 two lose a fifth), Intel's keep memory busier with two
-  // (on Cascade Lake one loses a twentieth).
-  const int64_t n_panels = __builtin_cpu_is("amd") ? 1 : kPanels;
+  const int64_t n_panels = packed_avx2::streams(T);
   for (int64_t row = row_begin, end; row < row_end; row = end) {
     end = row / kPanel * kPanel + n_panels * kPanel;
     end = end < row_end ? end : row_end;
