@@ -250,6 +250,8 @@ def chat(args: argparse.Namespace) -> dict[str, Any]:
     print("|---" * 7 + "|")
     with gemmule.Model(args.model, n_ctx=1024, n_threads=args.threads) as model:
         for kind, questions in kinds.items():
+            if args.kinds and kind not in args.kinds:
+                continue
             seconds = {False: 0.0, "lookup": 0.0, "mtp": 0.0, "auto": 0.0}
             n_tokens, places = 0, []
             for question, options in questions * 2:
@@ -297,6 +299,7 @@ def main() -> None:
             command.add_argument("text", type=Path)
             continue
         if name == "chat":
+            command.add_argument("--kinds", nargs="+", help="of the questions: text, form, ...")
             continue
         command.add_argument("--drafter", type=Path)
         command.add_argument("--depth", type=int, default=128, help="tokens before the answer")
