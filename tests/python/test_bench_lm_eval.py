@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 import gemmule
 from gemmule._bench.compare import compare_rows
 from gemmule._bench.formats import read_rows
+from gemmule._demo import world
 from gemmule.cli.bench import bench_command
 
 NAME = "gemmule._bench.lm_eval"
@@ -30,7 +31,7 @@ class TaskManager:
         self.include_path = include_path
 
     def match_tasks(self, names: list[str]) -> list[str]:
-        return [name for name in names if name in ("arc_easy", "words", "broken")]
+        return [name for name in names if name in ("arc_easy", "words", "partly", "broken")]
 
 
 def simple_evaluate(*, model: Any, tasks: list[str], limit: int | None, **_: Any) -> dict[str, Any]:
@@ -43,9 +44,11 @@ def simple_evaluate(*, model: Any, tasks: list[str], limit: int | None, **_: Any
     figures = {
         "arc_easy": {"alias": "arc_easy", "acc,none": 0.5, "acc_stderr,none": 0.1, "f1,strict": 0.25},
         "words": {"alias": "words", "word_perplexity,none": -score[0], "word_perplexity_stderr,none": "N/A"},
+        "partly": {"alias": "partly", "acc,none": 0.457, "acc_stderr,none": 0.01},
     }
     return {
         "results": {task: figures[task] for task in tasks},
+        "higher_is_better": {"words": {"word_perplexity": False}},
         "n-samples": {task: {"original": 50, "effective": n} for task in tasks},
     }
 
@@ -144,8 +147,38 @@ def test_tasks_become_rows_and_a_table(
     assert {row["gm_protocol"] for row in (right, f1, words)} == {"lm-eval 0.0, context 64, 20 questions"}
     (change,) = compare_rows([right], [{**right, "gm_right": 0.3}])
     assert (change.metric, round(change.change, 9), change.real) == ("right", 0.4, False)
+    (worse,) = compare_rows([words], [{**words, "gm_value": 2 * words["gm_value"]}])
+    assert (worse.metric, round(worse.change, 9), worse.real) == ("value", 1.0, False)  # its error is unknown
+    (none,) = compare_rows([{**right, "gm_right": 0.0}], [{**right, "gm_right": 0.1}])
+    assert none.change == pytest.approx(-2)  # two more of 20
     with pytest.raises(gemmule.FormatError, match="protocol differs"):
         compare_rows([right], [{**right, "gm_protocol": "another"}])
+    both = [right, {**words, "gm_protocol": "another"}]  # another task may be asked in another way
+    assert len(compare_rows(both, both)) == 2
+
+
+def test_answers_that_are_right_in_part_are_no_count(
+    module: Any, tiny_gemma4_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemmule._bench.evaluation.version", lambda _: "0.0")
+    kept = tmp_path / "rows.jsonl"
+    done = evaluate(tiny_gemma4_path, "--tasks", "partly", "-c", "64", "-o", str(kept))
+    assert "0.4570 ± 0.0100" in done.output
+    (row,) = read_rows(kept)
+    assert (row["gm_value"], row["gm_value_error"]) == (0.457, 0.01)
+    assert "gm_right" not in row
+
+
+def test_an_answer_of_the_assistant_goes_on(module: Any, tmp_path: Path) -> None:
+    gemmule.convert(Path(world.__file__).with_name("model"), tmp_path / "tiny.gguf", type="BF16")
+    lm = module.GemmuleLM(str(tmp_path / "tiny.gguf"), n_ctx=256)
+    asked = [{"role": "user", "content": "Who?"}]
+    prompt = lm.apply_chat_template(asked)
+    begun = [*asked, {"role": "assistant", "content": "It is"}]
+    assert lm.apply_chat_template(begun, add_generation_prompt=False) == prompt + "It is"
+    assert lm.chat_template(True)
+    (text,) = lm.generate_until([request(prompt, {"until": ["", "."], "max_new_tokens": 3})])
+    assert len(lm._model.tokenizer.encode(text, add_bos=False)) <= 3
 
 
 def test_what_cannot_be_asked_is_said_in_a_sentence(

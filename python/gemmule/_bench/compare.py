@@ -24,7 +24,7 @@ from gemmule._errors import FormatError
 __all__ = ["Change", "Condition", "compare_rows", "comparison_markdown"]
 
 _CONFIDENCE = 0.995  # one side
-_METRICS = ("pp", "tg", "first", "load", "memory", "kl", "ppl", "top", "right")
+_METRICS = ("pp", "tg", "first", "load", "memory", "kl", "ppl", "top", "right", "value")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,7 +139,9 @@ def _memory(old: Row, new: Row) -> list[Change]:
 
 def _quality(old: Row, new: Row) -> list[Change]:
     if "gm_right" in new and "gm_right" in old:
-        return [_right(old, new)]
+        return [_figure(old, new, "right", sign=-1)]
+    if "gm_value" in new and "gm_value" in old:
+        return [_figure(old, new, "value", sign=-1 if new.get("gm_more_is_better", True) else 1)]
     if "gm_ppl" not in new or "gm_ppl" not in old:
         return []
     changes, name = [], f"{new['model_type']} {new['gm_text']}"
@@ -162,12 +164,22 @@ def _quality(old: Row, new: Row) -> list[Change]:
     return changes
 
 
-def _right(old: Row, new: Row) -> Change:
-    """Shares of right answers. Rows do not say which were, so the two are as good as unrelated."""
-    a, b = old["gm_right"], new["gm_right"]
-    error = t_quantile(_CONFIDENCE, math.inf) * math.hypot(old["gm_right_error"], new["gm_right_error"])
-    scale = max(a, 1e-9)
-    return Change("right", f"{new['model_type']} {new['gm_text']}", a, b, (a - b) / scale, error / scale)
+def _figure(old: Row, new: Row, name: str, *, sign: int) -> Change:
+    """A share of right answers or another figure of a task, with its standard error. Rows do not say which
+    answers were right, so the two are treated as independent samples: the interval is wider than need be.
+    """
+    a, b = old[f"gm_{name}"], new[f"gm_{name}"]
+    errors = [row.get(f"gm_{name}_error") for row in (old, new)]
+    error = math.hypot(*(math.inf if e is None else e for e in errors))
+    scale = max(abs(a), 1 / max(1, old.get("gm_asked", 0)))  # of no right answer, a change is in questions
+    return Change(
+        name,
+        f"{new['model_type']} {new['gm_text']}",
+        a,
+        b,
+        sign * (b - a) / scale + 0.0,
+        t_quantile(_CONFIDENCE, math.inf) * error / scale,
+    )
 
 
 _CHANGES = {"speed": _speed, "memory": _memory, "quality": _quality}

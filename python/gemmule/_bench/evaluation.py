@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from gemmule._errors import Error, UnsupportedError
 
 __all__ = ["EvaluationPlan", "measure_tasks"]
 
-# Metrics that are the share of right answers, each of which is right or not.
+# Metrics that are the share of right answers, unless answers are right in part.
 _SHARES = {"acc", "acc_norm", "acc_mutual_info", "exact_match", "em"}
 
 
@@ -70,10 +71,10 @@ def measure_tasks(
         options = {"kv_type": subject.kv_type, "isa": subject.isa or None, "packed": packed}
         model = GemmuleLM(subject.path, n_ctx=n_ctx, n_threads=subject.n_threads or None, **options)
         progress(f"{', '.join(plan.tasks)}: {subject.path}")
-        with _quiet(), _one_sentence(plan):
+        with contextlib.closing(model), _quiet(), _one_sentence(plan):
             found = importlib.import_module("lm_eval").simple_evaluate(
                 model=model,
-                tasks=list(plan.tasks),
+                tasks=manager.match_tasks(list(plan.tasks)),
                 num_fewshot=plan.n_examples,
                 limit=plan.limit,
                 apply_chat_template=plan.chat,
@@ -82,7 +83,6 @@ def measure_tasks(
                 bootstrap_iters=1000,
                 log_samples=False,
             )
-        model.close()
         same = {**base, KIND: "quality", "test_time": now(), "gm_protocol": plan.describe(n_ctx)}
         rows += [same | row for row in _figures(found)]
         keep(rows)
@@ -92,19 +92,22 @@ def measure_tasks(
 def _figures(found: Any) -> Iterator[Row]:
     """What lm-eval found: {task: {"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": ...}}."""
     for task, figures in found["results"].items():
-        n = found.get("n-samples", {}).get(task, {}).get("effective", 0)
+        n = found.get("n-samples", {}).get(task, {}).get("effective", 0)  # a group has none of its own
         for key, value in figures.items():
             metric, _, where = key.partition(",")
             if not isinstance(value, int | float) or metric.endswith("_stderr") or not where:
                 continue
             name = f"{task} {metric}" + (f" ({where})" if where != "none" else "")
             row: Row = {"gm_text": name, "gm_question": name, "gm_asked": n, "gm_task": task}
-            if metric in _SHARES and n:
-                yield row | share("right", round(value * n), n)
+            right = round(value * n) if math.isfinite(value) else 0
+            if metric in _SHARES and n and abs(value * n - right) < 1e-6 * n:
+                yield row | share("right", right, n)
             else:
                 error = figures.get(f"{metric}_stderr,{where}")
                 error = float(error) if isinstance(error, int | float) else None
-                yield row | {"gm_value": float(value), "gm_value_error": error}
+                better = found.get("higher_is_better", {}).get(task, {}).get(metric, True)
+                shown = {"gm_value": float(value), "gm_value_error": error}
+                yield row | shown | {"gm_more_is_better": better is not False}
 
 
 def _manager(plan: EvaluationPlan) -> Any:

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 # Quality figures of two rows mean the same only if these are equal.
-_QUALITY_KEYS = ("gm_text_sha256", "gm_reference_sha256", "gm_n_ctx", "gm_protocol")
+_QUALITY_KEYS = ("gm_text_sha256", "gm_reference_sha256", "gm_n_ctx")
 _NUMBER = int | float
 _HEAD: dict[str, Any] = {"model_filename": str, "model_type": str, "model_size": int, "test_time": str}
 # What tables, pictures and comparisons need of every row of a kind. The speed rows' are llama-bench's too.
@@ -131,16 +131,22 @@ def of_kind(rows: Iterable[Row], kind: str) -> list[Row]:
 
 
 def check_comparable(rows: Sequence[Row]) -> None:
-    """Refuses quality rows of different texts, references or windows, and speed rows of two machines."""
-    for kind, keys in (("quality", _QUALITY_KEYS), ("speed", ("cpu_info",))):
-        for key in keys:
-            values = {row[key] for row in of_kind(rows, kind) if key in row}
-            if len(values) > 1:
-                shown = ", ".join(str(value)[:40] for value in sorted(values, key=str))
-                raise FormatError(
-                    f"these {kind} rows cannot stand in one table, as their {key.removeprefix('gm_')} "
-                    f"differs ({shown}); measure them together"
-                )
+    """Refuses quality rows of different texts, references or windows, a task that was asked in two ways, and
+    speed rows of two machines.
+    """
+    quality = of_kind(rows, "quality")
+    groups = [("quality", quality, key) for key in _QUALITY_KEYS]
+    groups.append(("speed", of_kind(rows, "speed"), "cpu_info"))
+    for task in dict.fromkeys(row["gm_question"] for row in quality if "gm_protocol" in row):
+        groups.append((task, [row for row in quality if row.get("gm_question") == task], "gm_protocol"))
+    for kind, mine, key in groups:
+        values = {row[key] for row in mine if key in row}
+        if len(values) > 1:
+            shown = "; ".join(str(value)[:60] for value in sorted(values, key=str))
+            raise FormatError(
+                f"these {kind} rows cannot stand in one table, as their {key.removeprefix('gm_')} "
+                f"differs ({shown}); measure them together"
+            )
 
 
 def speed_markdown(rows: Sequence[Row]) -> str:

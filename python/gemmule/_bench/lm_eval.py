@@ -115,11 +115,14 @@ class GemmuleLM(_api.LM):  # type: ignore[misc]
         for request in _counted(requests, "answers"):
             prompt, options = request.args
             until = options.get("until") or []
+            names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+            most = next((options[name] for name in names if options.get(name)), self._max_tokens)
+            temperature = float(options.get("temperature", 0.0))
             reply = self._model.generate(
                 self._model.tokenizer.encode(prompt),
-                max_tokens=int(options.get("max_gen_toks", self._max_tokens)),
-                temperature=float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0,
-                stop=[until] if isinstance(until, str) else list(until),
+                max_tokens=int(most),
+                temperature=temperature if options.get("do_sample", True) else 0.0,
+                stop=[text for text in ([until] if isinstance(until, str) else until) if text],
                 truncation="oldest",
             )
             texts.append(reply.text)
@@ -140,8 +143,13 @@ class GemmuleLM(_api.LM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The prompt of a conversation. A last message of the assistant is what the answer begins with."""
-        return self._model.render(chat_history).text
+        """The prompt of a conversation. Without a generation prompt the last message is the assistant's, and
+        the answer goes on behind it.
+        """
+        if add_generation_prompt:
+            return self._model.render(chat_history).text
+        *before, begun = chat_history
+        return self._model.render(before).text + begun["content"]
 
     # ------------------------------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ def _overall(rows: Sequence[Row]) -> str:
 
 def _pair(row: Row, name: str, digits: int, factor: float = 1.0) -> str:
     """The figure and its standard error, of which a single position has none."""
-    parts = (row[f"gm_{key}"] for key in (name, f"{name}_error"))
+    parts = (row.get(f"gm_{key}") for key in (name, f"{name}_error"))
     text = " ± ".join("?" if part is None else f"{factor * part:.{digits}f}" for part in parts)
     return text + (" %" if factor == 100 else "")
 

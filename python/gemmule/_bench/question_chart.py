@@ -15,7 +15,7 @@ __all__ = ["draw_questions", "share_interval"]
 
 def draw_questions(axes: Any, rows: Sequence[Row]) -> list[Row]:
     """A group for each kind of question, in it the files in their order."""
-    used = [row for row in of_kind(rows, "quality") if "gm_right" in row]
+    used = [row for row in of_kind(rows, "quality") if "gm_right" in row and row["gm_asked"] > 0]
     kinds = list(dict.fromkeys(row["gm_question"] for row in used))
     names = list(dict.fromkeys(str(row["gm_quantization"]) for row in used))
     step = 0.8 / max(1, len(names))

@@ -224,9 +224,11 @@ class Constraint:
     def _compute(self) -> None:
         matcher = self._matcher
         assert matcher is not None
+        ahead: Future[tuple[int, ...]] | None = None
         if self.looks_ahead and self._state in (_ANSWER, _CALL) and not matcher.is_accepting():
-            self._ahead = Future()
-        self._pending = background(_next_mask, matcher, self._vocabulary, self._ends, self._ahead)
+            ahead = Future()
+        self._pending = background(_next_mask, matcher, self._vocabulary, self._ends, ahead)
+        self._ahead = ahead
 
     def _drop(self) -> None:
         """Lets the matcher go, after its worker is done with it."""

@@ -24,7 +24,7 @@ _ROWS = click.Path(exists=True, path_type=Path)
     multiple=True,
     metavar="'tg>5%'",
     help="Exit 7 if a figure is worse by more than this, beyond its error (repeatable): pp, tg, "
-    "first, load, memory, kl, ppl, top, right.",
+    "first, load, memory, kl, ppl, top, right, value.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Rows of JSON.")
 @verbosity_options

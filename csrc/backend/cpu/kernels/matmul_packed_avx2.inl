@@ -1,5 +1,5 @@
 // AVX2: matmuls of matrices in the packed layout (quant/packed.h), for any number of tokens. One tile of
-// tokens: two panels at a time are read front to back, once. More: a few panels at a time, so that the
+// tokens: one or two panels at a time are read front to back, once. More: a few panels at a time, so that the
 // weights of a step stay in L2 while the tiles pass by, with the f32 chains in scratch until K is done.
 #pragma once
 #include <immintrin.h>
@@ -64,9 +64,9 @@ template <class F, bool kOne>
 }
 
 // All groups of some panels at one step and with one tile; their chains follow each other from `acc` on. When
-// the weights are read this once only, the panels take turns group by group and the group after next is
-// prefetched: memory sees a stream for each panel. Else the step of the next tile comes from L2, and what is
-// prefetched is the next step.
+// the weights are read this once only, the panels take turns group by group and the fourth group from
+// there on is prefetched: memory sees a stream for each panel. Else the step of the next tile comes from L2,
+// and what is prefetched is the next step.
 template <class F, bool kOne>
 void panels_step(const Panel* panels, int n_panels, int64_t step, const ActRows& x, int64_t token, Tile& tile,
                  float* acc, bool in_one_go) noexcept {

@@ -34,13 +34,12 @@ using packed_vnni::zero;
 constexpr int kMost = 2;        // tokens
 constexpr int64_t kPanel = 64;  // rows
 constexpr int kPanels = 2;      // walked side by side, at most
-constexpr int64_t kAhead = 4;   // groups between what is used and what is prefetched
+constexpr int64_t kAhead = 4;   // groups, of all panels together, from what is used to what is prefetched
 
 // One token, one step of 256 elements, as operands.
 struct alignas(64) Step {
-  int8_t q[32][64];  // [32 elements of K][operand of 8 of them]
-  int32_t start[8]
-               [16];  // -offset * sums of activations: Q6_K of pairs of sub-blocks, Q8_0 and Q4_0 of blocks
+  int8_t q[32][64];      // [32 elements of K][operand of 8 of them]
+  int32_t start[8][16];  // -offset * sums of activations: of pairs of sub-blocks, or of blocks
   int16_t pairs[2][32];  // Q4_K: sums of activations of the sub-blocks (0, 1) and (2, 3); (4, 5) and (6, 7)
   float d[8];            // of the blocks; K types use the first
 };
@@ -84,14 +83,14 @@ inline void side_by_side(const int8_t* q, int n, Step& to) noexcept {
 }
 
 // Each type:
+//   kElements, kBytes   of a block of one row
+//   kFactorsFirst       d lies before all groups of a step
 //   prepare   the operands of a token at one step, from its codes and their sums of 16 or 32
-//   group     acc[token] += 8 rows times one step. `at`: the group; `d`: its factors; what lies `ahead` bytes
-//   on
-//             is prefetched, a little with every piece of work
-// n_blocks: of 32 elements, in this step.
+//   group     acc[token] += 8 rows times one step. `at`: the group; `d`: its factors; `n_blocks`: of 32
+//             elements, in this step; `ahead`: bytes to what is prefetched, a little with every piece of work
 
 struct Q4_K {
-  static constexpr int64_t kBytes = sizeof(BlockQ4_K);
+  static constexpr int64_t kElements = 256, kBytes = sizeof(BlockQ4_K);
   static constexpr bool kFactorsFirst = packed_avx2::Q4_K::kFactorsFirst;
   static_assert(16 * 15 * 127 <= 32767, "half the sum of a sub-block is the 16-bit factor of vpdpwssd");
 
@@ -155,7 +154,7 @@ struct Q4_K {
 };
 
 struct Q6_K {
-  static constexpr int64_t kBytes = sizeof(BlockQ6_K);
+  static constexpr int64_t kElements = 256, kBytes = sizeof(BlockQ6_K);
   static constexpr bool kFactorsFirst = packed_avx2::Q6_K::kFactorsFirst;
 
   // A register has the same k-group of two sub-blocks of 16.
@@ -205,7 +204,7 @@ struct Q6_K {
 // Blocks of 32 elements with a factor each.
 template <class Base, int kOffset>
 struct Block32 {
-  static constexpr int64_t kBytes = Base::kBytes;
+  static constexpr int64_t kElements = Base::kSize, kBytes = Base::kBytes;
   static constexpr bool kFactorsFirst = Base::kFactorsFirst;
 
   static void prepare(const int8_t* q, const int16_t* sums, int n_blocks, Step& to) noexcept {
@@ -260,20 +259,12 @@ struct View {
   int begin, end;     // those of this product
 };
 
-template <class F>
-constexpr int64_t kElements = 32;
-template <>
-constexpr int64_t kElements<Q4_K> = 256;
-template <>
-constexpr int64_t kElements<Q6_K> = 256;
-
-// Rows `begin` to `end` of a matrix, in up to kPanels panels. They take turns group by group: two streams
-// keep memory busier than one.
+// Rows `begin` to `end` of a matrix, in up to kPanels panels, which take turns group by group.
 template <class F, int T>
 void panels_matmul(const uint8_t* w, int64_t n_rows, int64_t begin, int64_t end, const ActRows& x, float* y,
                    int64_t y_stride, Scratch& scratch) noexcept {
   constexpr int64_t kFirst = F::kFactorsFirst ? 16 : 0;
-  constexpr int64_t kBlock = kElements<F>, kSums = kBlock == 256 ? 16 : 32;  // elements of a factor, of a sum
+  constexpr int64_t kBlock = F::kElements, kSums = kBlock == 256 ? 16 : 32;  // elements of a factor, of a sum
   const int64_t row_bytes = x.k / kBlock * F::kBytes;
   View views[kPanels];
   int n_views = 0;
