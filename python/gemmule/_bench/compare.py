@@ -170,16 +170,10 @@ def _figure(old: Row, new: Row, name: str, *, sign: int) -> Change:
     """
     a, b = old[f"gm_{name}"], new[f"gm_{name}"]
     errors = [row.get(f"gm_{name}_error") for row in (old, new)]
-    error = math.hypot(*(math.inf if e is None else e for e in errors))
-    scale = max(abs(a), 1 / max(1, old.get("gm_asked", 0)))  # of no right answer, a change is in questions
-    return Change(
-        name,
-        f"{new['model_type']} {new['gm_text']}",
-        a,
-        b,
-        sign * (b - a) / scale + 0.0,
-        t_quantile(_CONFIDENCE, math.inf) * error / scale,
-    )
+    error = t_quantile(_CONFIDENCE, math.inf) * math.hypot(*(math.inf if e is None else e for e in errors))
+    scale = abs(a) or 1 / max(1, old.get("gm_asked", 0))  # where nothing was right, a change is in questions
+    title = f"{new['model_type']} {new['gm_text']}"
+    return Change(name, title, a, b, sign * (b - a) / scale + 0.0, error / scale)
 
 
 _CHANGES = {"speed": _speed, "memory": _memory, "quality": _quality}
