@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gemmule._bench.record import build_id
+from gemmule._bench.record import Row, build_id, file_digest, head
 
-__all__ = ["Engine", "Ids", "Subject", "open_engine"]
+__all__ = ["Engine", "Ids", "Subject", "head_of", "open_engine"]
 
 Ids = NDArray[np.int32]
 
@@ -26,6 +26,12 @@ class Subject:
     packed: str = "auto"  # "auto", "yes", "no"
     isa: str = ""
     library: str = ""  # of llama.cpp; "": the one of the xllamacpp package
+
+
+def head_of(subject: Subject, facts: Row) -> Row:
+    """What all rows of a subject share. Reads the whole file for its digest."""
+    digest = file_digest(subject.path)
+    return head(subject.path, facts, n_threads=subject.n_threads, kv_type=subject.kv_type, digest=digest)
 
 
 class Engine(Protocol):

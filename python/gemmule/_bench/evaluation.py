@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from gemmule._bench import machine
-from gemmule._bench.engine import Subject
+from gemmule._bench.engine import Subject, head_of
 from gemmule._bench.questions import share
-from gemmule._bench.record import KIND, Keep, Row, file_digest, head, now
+from gemmule._bench.record import KIND, Keep, Row, now
 from gemmule._errors import Error, UnsupportedError
 
 __all__ = ["EvaluationPlan", "measure_tasks"]
@@ -56,17 +56,17 @@ def measure_tasks(
     progress: Callable[[str], None] = lambda _: None,
     keep: Keep = lambda _: None,
 ) -> list[Row]:
-    """A row for every file, task and metric."""
+    """A row for every file, task and metric: `gm_right`, a share with its standard error, where each answer
+    is right or not; else `gm_value`, with lm-eval's error or None. Raises UnsupportedError for a task that
+    lm-eval does not know or cannot run, and MissingExtraError without lm-eval.
+    """
     from gemmule._bench.lm_eval import GemmuleLM
 
     manager = _manager(plan)
     facts = machine.describe()
     rows: list[Row] = []
     for subject in subjects:
-        base = head(
-            subject.path, facts, n_threads=subject.n_threads, kv_type=subject.kv_type,
-            digest=file_digest(subject.path),
-        )  # fmt: skip
+        base = head_of(subject, facts)
         packed: Any = {"auto": "auto", "yes": True, "no": False}[subject.packed]
         options = {"kv_type": subject.kv_type, "isa": subject.isa or None, "packed": packed}
         model = GemmuleLM(subject.path, n_ctx=n_ctx, n_threads=subject.n_threads or None, **options)

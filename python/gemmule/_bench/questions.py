@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemmule._bench import machine
-from gemmule._bench.engine import Subject
-from gemmule._bench.record import KIND, Keep, Row, file_digest, head, now
+from gemmule._bench.engine import Subject, head_of
+from gemmule._bench.record import KIND, Keep, Row, now
 from gemmule._demo import world
 from gemmule._errors import UnsupportedError
 
@@ -160,10 +160,7 @@ def ask_questions(
     facts = machine.describe()
     rows: list[Row] = []
     for subject in subjects:
-        base = head(
-            subject.path, facts, n_threads=subject.n_threads, kv_type=subject.kv_type,
-            digest=file_digest(subject.path),
-        )  # fmt: skip
+        base = head_of(subject, facts)
         with Model(subject.path, n_ctx=1024, n_threads=subject.n_threads or None) as model:
             for name, ask in QUESTIONS.items():
                 progress(f"{n} questions about {name}: {subject.path}")
